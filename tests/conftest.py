@@ -1,0 +1,22 @@
+"""Hypothesis profiles, one torch thread, and the repository's root for tests that read files."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+# Small tensors: threads cost more than they give, and sums would depend on how many there are.
+torch.set_num_threads(1)
+
+# deadline None: the first example of a run pays for imports and compilation.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository: where README.md, setup.cfg and examples/ are."""
+    return Path(__file__).resolve().parents[1]
