@@ -1,0 +1,421 @@
+"""The 19 common corruptions: reproducible, of the published strength, equal to literal versions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from references_robustness import (
+    GRAY_LEVEL_RMSE_32,
+    literal_glass_scan,
+    literal_motion_blur,
+    photo_crops,
+    rmse,
+)
+
+from sparseopt.robustness import CORRUPTIONS, _blur, _digital, _resample, _weather, corrupt
+from sparseopt.robustness._constants import SCALES
+from sparseopt.robustness.corruptions import generator
+
+cv2 = pytest.importorskip("cv2")
+
+
+SCALE_NAMES = ("cifar", "tiny", "imagenet")
+
+
+def images(count: int, height: int, width: int, channels: int | None = 3, seed: int = 0):
+    shape = (count, height, width) if channels is None else (count, height, width, channels)
+    smooth = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return smooth // 2 + 40
+
+
+def test_there_are_nineteen_in_the_published_order():
+    assert len(CORRUPTIONS) == 19
+    assert CORRUPTIONS[:3] == ("gaussian_noise", "shot_noise", "impulse_noise")
+    assert CORRUPTIONS[14:] == (
+        "jpeg_compression",
+        "speckle_noise",
+        "gaussian_blur",
+        "spatter",
+        "saturate",
+    )
+
+
+@pytest.mark.parametrize("scale", SCALE_NAMES)
+def test_every_table_has_five_severities_of_every_corruption(scale):
+    assert set(SCALES[scale]) == set(CORRUPTIONS)
+    assert all(len(SCALES[scale][name]) == 5 for name in CORRUPTIONS)
+
+
+@pytest.mark.parametrize("scale", SCALE_NAMES)
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_an_image_is_corrupted_alike_in_any_batch(name, scale):
+    batch = images(7, 20, 26)
+    for severity in (1, 3, 5):
+        whole = corrupt(batch, name, severity, scale)
+        alone = [corrupt(batch[i : i + 1], name, severity, scale, index=i) for i in range(7)]
+        picked = corrupt(batch[[5, 2]], name, severity, scale, index=[5, 2])
+        assert np.array_equal(whole, np.concatenate(alone))
+        assert np.array_equal(whole[[5, 2]], picked)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_large_batches_worked_in_pieces_equal_single_images(name, monkeypatch):
+    batch = images(5, 24, 24)
+    whole = corrupt(batch, name, 4)
+    monkeypatch.setattr("sparseopt.robustness.corruptions._VALUES_AT_ONCE", 1)
+    assert np.array_equal(whole, corrupt(batch, name, 4))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(CORRUPTIONS),
+    severity=st.integers(1, 5),
+    scale=st.sampled_from(SCALE_NAMES),
+    size=st.tuples(st.integers(0, 3), st.integers(10, 40), st.integers(10, 40)),
+    channels=st.sampled_from([None, 1, 3]),
+)
+def test_shape_and_dtype_survive_any_size(name, severity, scale, size, channels):
+    batch = images(*size, channels)
+    before = batch.copy()
+    out = corrupt(batch, name, severity, scale)
+    assert isinstance(out, np.ndarray) and out.dtype == np.uint8 and out.shape == batch.shape
+    assert np.array_equal(batch, before), "the images given must not change"
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_torch_in_gives_the_same_values_as_torch(name):
+    batch = images(2, 16, 18)
+    out = corrupt(torch.from_numpy(batch), name, 3, "cifar")
+    assert isinstance(out, torch.Tensor) and out.dtype == torch.uint8
+    assert np.array_equal(out.numpy(), corrupt(batch, name, 3, "cifar"))
+
+
+def test_the_seed_changes_the_draw_and_repeats_it():
+    batch = images(2, 16, 16)
+    first, again = (corrupt(batch, "gaussian_noise", 3, seed=4) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, corrupt(batch, "gaussian_noise", 3, seed=5))
+
+
+def test_equal_images_at_different_places_get_different_noise():
+    batch = np.repeat(images(1, 16, 16), 2, axis=0)
+    out = corrupt(batch, "shot_noise", 3)
+    assert not np.array_equal(out[0], out[1])
+
+
+def test_the_global_random_state_is_neither_used_nor_moved():
+    np.random.seed(1)
+    before = np.random.get_state()[1].copy()
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    for name in CORRUPTIONS:
+        corrupt(images(1, 16, 16), name, 2)
+    assert np.array_equal(before, np.random.get_state()[1])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "defocus_blur",
+        "gaussian_blur",
+        "motion_blur",
+        "zoom_blur",
+        "glass_blur",
+        "elastic_transform",
+        "pixelate",
+        "contrast",
+    ],
+)
+@pytest.mark.parametrize("scale", SCALE_NAMES)
+def test_a_plain_image_has_nothing_to_blur(name, scale):
+    plain = np.full((1, 24, 24, 3), 77, dtype=np.uint8)
+    for severity in range(1, 6):
+        out = corrupt(plain, name, severity, scale).astype(int)
+        # the released disk is cut at its border before its blur: its weights sum to 1 +- 0.5 %
+        assert np.abs(out - 77).max() <= (name == "defocus_blur"), severity
+
+
+def test_strength_agrees_with_the_published_generators_at_32_pixels():
+    """RMSE in grey levels of another sample of crops; the reference's own sample had 48."""
+    crops = photo_crops(32, 480)
+    further = {}
+    for name, reference in GRAY_LEVEL_RMSE_32.items():
+        for severity, expected in enumerate(reference, start=1):
+            ratio = rmse(corrupt(crops, name, severity, "cifar"), crops) / expected
+            if abs(ratio - 1) > 0.05:
+                further[name, severity] = ratio
+    # cells that depend on the detail and colour of the crops drawn are up to 10.5 % off
+    content = {
+        "defocus_blur",
+        "motion_blur",
+        "zoom_blur",
+        "pixelate",
+        "gaussian_blur",
+        "saturate",
+        "elastic_transform",
+    }
+    assert {name for name, _ in further} <= content, further
+    assert all(abs(ratio - 1) < 0.105 for ratio in further.values()), further
+
+
+def test_glass_blur_is_the_scan_over_single_pixels():
+    for reach, iterations, height, width in [(1, 2, 9, 12), (2, 3, 13, 11), (4, 2, 16, 14)]:
+        rngs = [np.random.default_rng(i) for i in range(3)]
+        source = _blur._scattered(height, width, reach, iterations, rngs)
+        for i in range(3):
+            expected = literal_glass_scan(height, width, reach, iterations, seed=i)
+            got = source.reshape(3, -1)[i] - i * height * width
+            assert np.array_equal(got, expected.ravel())
+
+
+@pytest.mark.parametrize("angle", [-44.0, -13.0, 0.0, 30.0, 45.0, -90.0, -120.0])
+@pytest.mark.parametrize("size", [(20, 15), (6, 2.5)])
+def test_motion_blur_is_a_weighted_sum_of_moved_images(size, angle):
+    image = images(1, 30, 26).astype(np.float32)
+    fast = _resample.motion_blurred(image, *size, [angle])
+    assert np.allclose(fast[0], literal_motion_blur(image[0], *size, angle), atol=1e-2)
+
+
+@pytest.mark.parametrize("factor", [1.01, 1.13, 1.31, 2.25, 4.5])
+@pytest.mark.parametrize("side", [28, 33])
+def test_zooming_is_scipys_linear_zoom_of_the_centre(side, factor):
+    zoom = pytest.importorskip("scipy.ndimage").zoom
+    image = images(1, side, side).astype(np.float64)
+    crop = math.ceil(side / factor)
+    top = (side - crop) // 2
+    large = zoom(image[0, top : top + crop, top : top + crop], (factor, factor, 1), order=1)
+    trim = (large.shape[0] - side) // 2
+    expected = large[trim : trim + side, trim : trim + side]
+    got = _resample.zoomed(image.astype(np.float32), factor)[0]
+    assert np.allclose(got, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("sigma", [0.4, 1.0, 2.5])
+def test_gaussian_blur_is_scipys(sigma):
+    filters = pytest.importorskip("scipy.ndimage")
+    image = images(1, 21, 30).astype(np.float64)
+    expected = filters.gaussian_filter(image[0], (sigma, sigma, 0), mode="nearest", truncate=4)
+    got = _resample.gaussian_blurred(image.astype(np.float32), sigma)[0]
+    assert np.allclose(got, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 2.0, 40.0, 170.0])
+def test_displacements_are_smoothed_as_scipy_does_it(sigma):
+    filters = pytest.importorskip("scipy.ndimage")
+    field = np.random.default_rng(0).uniform(-1, 1, (1, 30, 22))
+    expected = filters.gaussian_filter(field[0], sigma, mode="reflect", truncate=3)
+    got = _resample.smoothed(field.astype(np.float32), sigma, 3.0)[0]
+    assert np.allclose(got, expected, atol=1e-5)
+
+
+def test_displaced_pixels_are_scipys_map_coordinates():
+    mapped = pytest.importorskip("scipy.ndimage").map_coordinates
+    rng = np.random.default_rng(0)
+    image = rng.uniform(0, 255, (1, 17, 23, 1))
+    rows, columns = (rng.uniform(-9, 30, (1, 17, 23)) for _ in range(2))
+    for border, mode in (("reflect", "reflect"), ("mirror", "mirror"), ("edge", "nearest")):
+        expected = mapped(image[0, ..., 0], [rows[0], columns[0]], order=1, mode=mode)
+        got = _resample.sampled(
+            image.astype(np.float32), rows.astype(np.float32), columns.astype(np.float32), border
+        )
+        assert np.allclose(got[0, ..., 0], expected, atol=2e-2), border
+
+
+def test_the_affine_part_moves_three_points_as_drawn():
+    rngs, height, width, shift = [np.random.default_rng(3)], 40, 30, 4.0
+    rows, columns = _digital._affine_coordinates(height, width, shift, rngs)
+    moves = np.random.default_rng(3).uniform(-shift, shift, (3, 2))
+    before = np.float32([[25, 30], [25, 10], [5, 10]])
+    matrix = cv2.getAffineTransform(before, (before + moves).astype(np.float32))
+    image = np.random.default_rng(0).uniform(0, 255, (height, width)).astype(np.float32)
+    smooth = cv2.GaussianBlur(image, (9, 9), 2)
+    expected = cv2.warpAffine(smooth, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+    got = _resample.sampled(smooth[None, ..., None], rows, columns, "mirror")[0, ..., 0]
+    assert np.abs(got - expected).max() < 1.0  # OpenCV rounds coordinates to 1/32 pixel
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.5, 0.65, 0.9, 0.95])
+def test_pixelate_is_pillows_box_filter(factor):
+    pillow = pytest.importorskip("PIL.Image")
+    batch = images(2, 32, 28)
+    small = (int(28 * factor), int(32 * factor))
+    expected = [
+        np.asarray(pillow.fromarray(i).resize(small, pillow.BOX).resize((28, 32), pillow.BOX))
+        for i in batch
+    ]
+    got = _digital.pixelate(batch.astype(np.float32), factor, [])
+    assert np.array_equal(got.astype(np.uint8), np.stack(expected))
+
+
+def test_jpeg_is_pillows_file_of_that_quality():
+    pillow = pytest.importorskip("PIL.Image")
+    import io
+
+    batch = photo_crops(32, 2)
+    buffer = io.BytesIO()
+    pillow.fromarray(batch[0]).save(buffer, "JPEG", quality=58)
+    expected = np.asarray(pillow.open(buffer))
+    assert np.array_equal(corrupt(batch, "jpeg_compression", 3, "cifar")[0], expected)
+
+
+@pytest.mark.parametrize("severity", range(1, 6))
+@pytest.mark.parametrize("name", ["brightness", "saturate"])
+def test_colour_changes_are_those_of_the_hsv_model(name, severity):
+    color = pytest.importorskip("skimage.color")
+    batch = images(1, 12, 12)
+    batch[0, :2, :2], batch[0, 2, 2] = 0, 200
+    hsv = color.rgb2hsv(batch[0] / 255)
+    constants = SCALES["imagenet"][name][severity - 1]
+    if name == "brightness":
+        hsv[..., 2] = np.clip(hsv[..., 2] + constants, 0, 1)
+    else:
+        hsv[..., 1] = np.clip(hsv[..., 1] * constants[0] + constants[1], 0, 1)
+    expected = np.clip(color.hsv2rgb(hsv), 0, 1) * 255
+    got = corrupt(batch, name, severity)[0].astype(float)
+    assert np.abs(got - np.floor(expected + 1e-3)).max() <= 1
+
+
+def test_mild_saturate_leaves_gray_images_alone():
+    gray = images(2, 16, 16, None)
+    for severity in (1, 2, 3):
+        assert np.array_equal(corrupt(gray, "saturate", severity, "cifar"), gray)
+    assert not np.array_equal(corrupt(gray, "saturate", 5, "cifar"), gray)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "defocus_blur",
+        "gaussian_blur",
+        "brightness",
+        "contrast",
+        "fog",
+        "motion_blur",
+        "zoom_blur",
+        "elastic_transform",
+        "glass_blur",
+        "pixelate",
+    ],
+)
+def test_gray_images_fare_as_one_channel_of_a_colourless_image(name):
+    gray = images(3, 20, 20, None)
+    color = np.repeat(gray[..., None], 3, axis=-1)
+    difference = corrupt(gray, name, 3).astype(int) - corrupt(color, name, 3)[..., 0]
+    assert np.abs(difference).max() <= 1
+
+
+def test_gray_noise_is_drawn_once_per_pixel_at_full_strength():
+    gray = np.full((4, 64, 64), 128, dtype=np.uint8)
+    noise = corrupt(gray, "gaussian_noise", 3, "cifar").astype(float) - 128
+    assert noise.std() == pytest.approx(0.08 * 255, rel=0.03)
+
+
+def test_impulse_noise_hits_the_stated_fraction_half_black_half_white():
+    plain = np.full((4, 64, 64, 3), 128, dtype=np.uint8)
+    out = corrupt(plain, "impulse_noise", 5, "imagenet")
+    assert (out == 0).mean() == pytest.approx(0.135, abs=0.01)
+    assert (out == 255).mean() == pytest.approx(0.135, abs=0.01)
+
+
+def test_shot_noise_has_the_variance_of_counted_photons():
+    plain = np.full((4, 64, 64, 3), 102, dtype=np.uint8)  # 0.4 of full range
+    out = corrupt(plain, "shot_noise", 1, "imagenet").astype(float)
+    assert out.std() == pytest.approx(255 * math.sqrt(0.4 / 60), rel=0.03)
+
+
+def test_zoom_counts_include_the_rounding_of_arange():
+    counts = {"cifar": (6, 11, 16, 21, 26), "imagenet": (11, 16, 11, 13, 11)}
+    for scale in counts:
+        for (stop, step), count in zip(SCALES[scale]["zoom_blur"], counts[scale], strict=True):
+            assert len(np.arange(1, stop, step)) in (count, count + 1)
+            assert math.ceil((stop - 1) / step) == len(np.arange(1, stop, step))
+
+
+def test_missing_frost_photographs_fall_back_with_a_warning(monkeypatch):
+    monkeypatch.setattr(_weather.resources, "files", _no_package)
+    _weather._frost_photograph.cache_clear()
+    _weather.frost_texture.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="photographs of frost are missing"):
+            out = corrupt(images(1, 32, 32), "frost", 3)
+        assert out.shape == (1, 32, 32, 3)
+    finally:
+        _weather._frost_photograph.cache_clear()
+        _weather.frost_texture.cache_clear()
+
+
+def _no_package(name: str):
+    raise ModuleNotFoundError(name)
+
+
+def test_images_larger_than_the_frost_photographs_work():
+    assert corrupt(images(1, 700, 640), "frost", 3).shape == (1, 700, 640, 3)
+
+
+def test_random_streams_differ_between_corruptions_and_severities():
+    keys = [(0, "fog", 1, 0), (0, "fog", 2, 0), (0, "snow", 1, 0), (0, "fog", 1, 1)]
+    keys.append((1, "fog", 1, 0))
+    assert len({generator(*key).random() for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"images": np.zeros((1, 32, 32, 3))}, TypeError, "float64; it must be uint8"),
+        ({"images": np.zeros((1, 32, 32, 3), np.float32)}, TypeError, "values in \\[0, 1\\]"),
+        ({"images": [[1]]}, TypeError, "not list"),
+        ({"images": np.zeros((32, 32, 3), np.uint8)}, ValueError, "images\\[None\\]"),
+        ({"images": np.zeros((32, 32), np.uint8)}, ValueError, r"\(N, H, W, C\)"),
+        ({"images": np.zeros((1, 32, 32, 4), np.uint8)}, ValueError, "4 channels"),
+        ({"images": np.zeros((1, 3, 32, 32), np.uint8)}, ValueError, "transpose"),
+        ({"images": np.zeros((1, 3, 3, 3), np.uint8)}, ValueError, "too small for 'glass_blur'"),
+        ({"images": np.zeros((1, 9, 32, 3), np.uint8)}, ValueError, "at least 10"),
+        ({"name": "glas_blur"}, ValueError, "nearest: glass_blur"),
+        ({"severity": 0}, ValueError, r"\(1, 2, 3, 4, 5\)"),
+        ({"severity": 6}, ValueError, "severity=6"),
+        ({"severity": 2.0}, TypeError, "severity=2.0"),
+        ({"severity": True}, TypeError, "severity=True"),
+        ({"scale": "cifar10"}, ValueError, "nearest: cifar"),
+        ({"seed": -1}, ValueError, "seed=-1"),
+        ({"seed": "a"}, TypeError, "seed='a'"),
+        ({"index": [1, 2]}, ValueError, "2 entries for 1 images"),
+        ({"index": -3}, ValueError, "index=-3"),
+    ],
+)
+def test_bad_input_is_refused_with_advice(change, error, says):
+    good = {
+        "images": np.zeros((1, 32, 32, 3), np.uint8),
+        "name": "glass_blur",
+        "severity": 5,
+        "scale": "imagenet",
+    }
+    with pytest.raises(error, match=says):
+        corrupt(**{**good, **change})
+
+
+@pytest.mark.slow
+def test_imagenet_constants_agree_with_imagecorruptions_where_that_follows_the_paper():
+    """Same crops, same constants, another implementation: within 3 % per cell."""
+    theirs = pytest.importorskip("imagecorruptions").corruption_dict
+    from PIL import Image
+
+    crops = photo_crops(224, 3)
+    np.random.seed(0)
+    # left out: its frost is enlarged, its elastic has other numbers, fog's draws vary by 10 %
+    for name in [n for n in CORRUPTIONS if n not in ("frost", "elastic_transform", "fog")]:
+        repeats = 4 if name in ("snow", "spatter", "motion_blur") else 1
+        for severity in (1, 3, 5):
+            ours = [rmse(corrupt(crops, name, severity, seed=r), crops) for r in range(repeats)]
+            other = [_theirs(theirs[name], Image, crops, severity) for r in range(repeats)]
+            assert np.mean(ours) == pytest.approx(np.mean(other), rel=0.03), (name, severity)
+
+
+def _theirs(function, pillow, crops, severity):
+    outs = [np.clip(np.asarray(function(pillow.fromarray(i), severity)), 0, 255) for i in crops]
+    return rmse(np.stack(outs).astype(np.uint8), crops)
