@@ -401,19 +401,19 @@ def test_bad_input_is_refused_with_advice(change, error, says):
 
 @pytest.mark.slow
 def test_imagenet_constants_agree_with_imagecorruptions_where_that_follows_the_paper():
-    """Same crops, same constants, another implementation: within 3 % per cell."""
+    """Same crops, same constants, another implementation: within 5 % per cell."""
     theirs = pytest.importorskip("imagecorruptions").corruption_dict
     from PIL import Image
 
-    crops = photo_crops(224, 3)
+    crops = photo_crops(224, 6)
     np.random.seed(0)
     # left out: its frost is enlarged, its elastic has other numbers, fog's draws vary by 10 %
     for name in [n for n in CORRUPTIONS if n not in ("frost", "elastic_transform", "fog")]:
-        repeats = 4 if name in ("snow", "spatter", "motion_blur") else 1
+        repeats = 8 if name in ("snow", "spatter", "motion_blur") else 1
         for severity in (1, 3, 5):
             ours = [rmse(corrupt(crops, name, severity, seed=r), crops) for r in range(repeats)]
             other = [_theirs(theirs[name], Image, crops, severity) for r in range(repeats)]
-            assert np.mean(ours) == pytest.approx(np.mean(other), rel=0.03), (name, severity)
+            assert np.mean(ours) == pytest.approx(np.mean(other), rel=0.05), (name, severity)
 
 
 def _theirs(function, pillow, crops, severity):

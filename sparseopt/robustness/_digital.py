@@ -19,7 +19,6 @@ from sparseopt.robustness._resample import (
     uniform,
 )
 
-
 _RED = np.array([0, 1, 1], dtype=np.float32)  # distance from the value, per channel
 
 
@@ -118,5 +117,5 @@ def _affine_coordinates(
     inverse = np.linalg.solve(after, np.broadcast_to(before.astype(float), moves.shape))
     rows, columns = pixel_grid(height, width)
     a, b, c = (inverse[:, i, :, None, None].astype(np.float32) for i in range(3))
-    x, y = (columns * a[:, i] + rows * b[:, i] + c[:, i] for i in range(2))
-    return y, x
+    right, down = (columns * a[:, i] + rows * b[:, i] + c[:, i] for i in range(2))
+    return down, right
