@@ -228,9 +228,6 @@ for 90 % write 0.9
     )
 
 
-# --- ideal densities ------------------------------------------------------------------------------
-
-
 def _ideal(distribution: Distribution, shapes: Shapes, density: float) -> list[float]:
     sizes = _sizes(shapes)
     if not density > 0.0:
@@ -320,12 +317,9 @@ def _score_function(name: object) -> Callable[[Sequence[int]], float]:
     near = difflib.get_close_matches(str(name).lower(), _SCORES, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? Or " if near else ""
     raise ValueError(
-        f"distribution={name!r} is not one of {', '.join(sorted(_SCORES))}; "
-        f"{hint}pass a callable (shapes, sparsity) -> counts"
+        f"distribution={name!r} is not one of {', '.join(sorted(_SCORES))}; {hint}"
+        "pass a callable (shapes, sparsity) -> counts"
     )
-
-
-# --- rounding -------------------------------------------------------------------------------------
 
 
 def _sizes(shapes: Shapes) -> list[int]:
