@@ -1,0 +1,29 @@
+"""Train a network with most of its weights at zero, with the optimizer you already use."""
+
+from . import algorithms, distributions, layers, schedules, scores, select, storage, topologies
+from .algorithms import Algorithm, algorithm, available
+from .history import Record
+from .layers import Layer
+from .optimizer import SparseOptimizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # the optimizer
+    "SparseOptimizer",
+    "Layer",
+    "Record",
+    # recipes
+    "Algorithm",
+    "algorithm",
+    "available",
+    # what recipes are made of
+    "algorithms",
+    "distributions",
+    "layers",
+    "schedules",
+    "scores",
+    "select",
+    "storage",
+    "topologies",
+]

@@ -1,0 +1,176 @@
+"""Algorithm: what a method of sparse training chooses, as data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..distributions import Distribution, check_sparsity
+from ..layers import Layer
+from ..schedules import Constant, Phases, Schedule
+from ..scores import Score, magnitude
+from ..select import top_k
+from ..update import Levels, exchange, share_of_active
+
+__all__ = ["Algorithm"]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What a method of sparse training chooses, as data.
+
+    Attributes:
+        sparsity: Fraction of weights that are zero at the end, in [0, 1).
+        name: Name of the recipe it came from.
+        distribution: How the weights are shared out: "uniform", "er", "erk", or a callable
+            ``(shapes, sparsity) -> counts``.
+        topology: Which weights are active at the start: a name, a dict of masks, or a callable
+            ``(layer, nnz, generator) -> mask``.
+        density: Fraction of weights active during training, over its progress; None: constant.
+        pruned_density: Fraction left by the drop; None: ``drop_fraction`` decides.
+        drop: What an active weight is worth; the worst are dropped.
+        drop_fraction: Share of the active weights that an update drops, over the updates.
+        drop_select: How the kept are picked by score: ``top_k``, or ``sample`` at random.
+        drop_count: How many to drop: ``(layer, mask, fraction, rounding) -> int``.
+        grow: What an inactive weight is worth; None: all the same, so growth is random.
+        grow_select: How the grown are picked by score.
+        exchange: How weights are exchanged; other than the default for structured sparsity.
+        scope: "layer": every layer keeps its count; "global": one ranking over all layers.
+        settle_scope: The same for pruning to a density that falls.
+        regrow_same: What becomes of a weight dropped and grown in the same update: "keep" its
+            value and state, "reset" both to zero, or "forbid" it.
+        grown_state: Optimizer state of grown weights: "zero", "mean" (of the layer's active
+            weights) or "per_element_step" (own bias correction; Adam and AdamW).
+        start: Fraction of training before which the topology rests.
+        stop: Fraction of training after which the topology rests.
+        rounding: Rounding of the number to drop, "floor" or "ceil".
+        observe: Called as ``observe(layer)`` at every step, with ``layer.gradient`` dense; what it
+            keeps goes into ``layer.extras``.
+        reset_state: Forget all optimizer state when an update makes the network dense again.
+        keep_dense: Keep a copy of all parameters from before an update prunes the dense network.
+        skip_step_on_update: Leave out the optimizer step when the topology is updated, as the
+            original RigL code does.
+    """
+
+    sparsity: float
+    name: str = "custom"
+    distribution: Distribution = "erk"
+    topology: Any = "random"
+    density: Schedule = None  # type: ignore[assignment]
+    pruned_density: Schedule | None = None
+    drop: Score = magnitude
+    drop_fraction: Schedule = Constant(0.0)
+    drop_select: Callable[..., Tensor] = top_k
+    drop_count: Callable[[Layer, Tensor, float, str], int] = share_of_active
+    grow: Score | None = None
+    grow_select: Callable[..., Tensor] = top_k
+    exchange: Callable[..., tuple[list[Tensor], list[Tensor]]] = exchange
+    scope: str = "layer"
+    settle_scope: str = "layer"
+    regrow_same: str = "keep"
+    grown_state: str = "zero"
+    start: float = 0.0
+    stop: float = 1.0
+    rounding: str = "floor"
+    observe: Callable[[Layer], None] | None = None
+    reset_state: bool = False
+    keep_dense: bool = False
+    skip_step_on_update: bool = False
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        if self.density is None:
+            object.__setattr__(self, "density", Constant(1.0 - self.sparsity))
+        for name, allowed in CHOICES.items():
+            _check_choice(name, getattr(self, name), allowed)
+        for name in ("start", "stop"):
+            _check_unit(name, getattr(self, name))
+        if self.start > self.stop:
+            raise ValueError(f"start={self.start} must not be after stop={self.stop}")
+        for progress in (0.0, 0.5, 1.0):
+            _check_unit("drop_fraction", self.drop_fraction(progress))
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether an update reads dense gradients."""
+        return any(getattr(score, "needs_gradient", False) for score in (self.drop, self.grow))
+
+    @property
+    def needs_total_steps(self) -> bool:
+        """Whether the density changes over training, so that its length must be known."""
+        return not isinstance(self.density, Constant) or self.pruned_density is not None
+
+    @property
+    def ramps(self) -> bool:
+        """Whether the density moves at the ordinary updates (not only at events of its own)."""
+        return not isinstance(self.density, (Constant, Phases))
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether updates drop and grow weights at the same density."""
+        return self.drop_fraction != Constant(0.0) or self.pruned_density is not None
+
+    def last_step(self, total_steps: int | None, update_every: int) -> float:
+        """The last step at which an ordinary update is made; infinite without ``total_steps``.
+
+        No update at the very end: nothing would train the grown weights.
+        """
+        if total_steps is None:
+            return math.inf
+        end = min(math.floor(self.stop * total_steps + 1e-9), total_steps - 1)
+        return end // update_every * update_every
+
+    def due(self, step: int, total_steps: int | None, update_every: int) -> bool:
+        """Whether the topology is updated right after optimizer step number ``step``.
+
+        >>> from sparseopt.algorithms import rigl
+        >>> rigl(0.9).due(70, 100, 10), rigl(0.9).due(80, 100, 10)
+        (True, False)
+        """
+        if total_steps is not None and step in self.density.events(total_steps):
+            return True
+        if step % update_every or not (self.exchanges or self.ramps):
+            return False
+        begin = self.start * (total_steps or 0)
+        return max(begin, 1) <= step <= self.last_step(total_steps, update_every)
+
+    def levels(self, step: int, total_steps: int | None, update_every: int) -> Levels:
+        """What the schedules say after optimizer step number ``step``.
+
+        The last update brings the density to its end, whatever the interval: a gradual schedule
+        that stopped one interval short would miss the target.
+        """
+        if total_steps is None:
+            return Levels(self.density(0.0), None, self.drop_fraction(0.0))
+        progress = step / total_steps
+        last = self.ramps and step >= self.last_step(total_steps, update_every)
+        now = 1.0 if last else progress
+        until_stop = step / max(self.stop * total_steps, 1.0)
+        return Levels(
+            density=min(1.0, self.density(now)),
+            pruned=None if self.pruned_density is None else self.pruned_density(now),
+            fraction=self.drop_fraction(until_stop),
+        )
+
+
+CHOICES = {
+    "regrow_same": ("keep", "reset", "forbid"),
+    "grown_state": ("zero", "mean", "per_element_step"),
+    "scope": ("layer", "global"),
+    "settle_scope": ("layer", "global"),
+    "rounding": ("floor", "ceil"),
+}
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
+
+
+def _check_unit(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}={value!r} must be a fraction in [0, 1]")

@@ -1,0 +1,162 @@
+"""Recipes by name: what ``SparseOptimizer(algo=...)`` understands."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from ..distributions import check_sparsity
+from ..schedules import Constant, starting_at
+from .algorithm import Algorithm
+
+__all__ = ["Recipe", "algorithm", "available", "find", "resolve"]
+
+COMMON = (
+    "distribution",
+    "topology",
+    "scope",
+    "regrow_same",
+    "grown_state",
+    "start",
+    "stop",
+    "rounding",
+    "skip_step_on_update",
+)
+"""Fields of Algorithm that every recipe takes as options."""
+
+Recipe = Callable[..., Algorithm]
+RECIPES: dict[str, Recipe] = {}
+
+
+def algorithm(name: str) -> Callable[[Recipe], Recipe]:
+    """Register a recipe under a name that ``SparseOptimizer(algo=name)`` understands.
+
+    Args:
+        name: The name; registering it again replaces the recipe.
+
+    Example:
+        >>> from sparseopt.algorithms import rigl
+        >>> @algorithm("lazy_rigl")
+        ... def lazy_rigl(sparsity=0.5, **options):
+        ...     return rigl(sparsity, drop_fraction=0.05, **options)
+        >>> lazy_rigl(0.9).name, "lazy_rigl" in available()
+        ('lazy_rigl', True)
+        >>> del RECIPES["lazy_rigl"]
+    """
+
+    def register(recipe: Recipe) -> Recipe:
+        @functools.wraps(recipe)
+        def named(*args: Any, **options: Any) -> Algorithm:
+            check_options(named, name, options)
+            return dataclasses.replace(recipe(*args, **options), name=name)
+
+        RECIPES[name] = named
+        return named
+
+    return register
+
+
+def available() -> list[str]:
+    """Names of all recipes, in alphabetical order.
+
+    >>> {"static", "set", "rigl"} <= {*available()}
+    True
+    """
+    return sorted(RECIPES)
+
+
+def option_names(recipe: Recipe) -> list[str]:
+    """The options that a recipe takes besides the sparsity.
+
+    >>> "signed" in option_names(RECIPES["set"])
+    True
+    """
+    parameters = inspect.signature(recipe).parameters
+    own = [name for name, parameter in parameters.items() if parameter.kind < parameter.VAR_KEYWORD]
+    common = COMMON if len(own) < len(parameters) else ()
+    return [name for name in (*own, *common) if name != "sparsity"]
+
+
+def check_options(recipe: Recipe, name: str, options: dict[str, Any]) -> None:
+    """Raise TypeError for an option that the recipe does not take, with the nearest names."""
+    known = option_names(recipe)
+    for option in options:
+        if option not in known and option != "sparsity":
+            raise TypeError(
+                f"algo={name!r} takes no option {option!r}{_nearest(option, known)}; "
+                f"it takes {', '.join(known)}"
+            )
+
+
+def find(name: str) -> Recipe:
+    """The recipe of that name; raises ValueError with the nearest names."""
+    if name not in RECIPES:
+        raise ValueError(
+            f"algo={name!r} is not one of {', '.join(available())}{_nearest(name, available())}; "
+            "pass a sparseopt.Algorithm to use your own"
+        )
+    return RECIPES[name]
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(word), known, n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+
+
+def resolve(
+    algo: str | Algorithm | Recipe,
+    sparsity: float | None,
+    options: dict[str, Any],
+    total_steps: int | None = None,
+) -> Algorithm:
+    """The algorithm for one target sparsity.
+
+    Args:
+        algo: Name of a recipe, a recipe, or an Algorithm, which brings its own sparsity.
+        sparsity: The target, in [0, 1); None with an Algorithm: its own.
+        options: Options of the recipe, or fields of the Algorithm that override its own.
+        total_steps: Length of training, for recipes that take it (phases given in steps).
+
+    Raises:
+        ValueError: For an unknown name or a value out of range.
+        TypeError: For an option that it does not take, or an ``algo`` of another kind.
+    """
+    if isinstance(algo, Algorithm):
+        return _adapted(algo, sparsity, options)
+    recipe = find(algo) if isinstance(algo, str) else algo
+    if not callable(recipe):
+        raise TypeError(
+            f"algo={algo!r} must be the name of a recipe, a recipe or a sparseopt.Algorithm"
+        )
+    if "total_steps" in inspect.signature(recipe).parameters:
+        options = {"total_steps": total_steps, **options}
+    made = recipe(check_sparsity(0.5 if sparsity is None else sparsity), **options)
+    if not isinstance(made, Algorithm):
+        raise TypeError(f"the recipe {recipe!r} returned {made!r}, not a sparseopt.Algorithm")
+    return made
+
+
+def _adapted(algorithm: Algorithm, sparsity: float | None, options: dict[str, Any]) -> Algorithm:
+    known = [field.name for field in dataclasses.fields(Algorithm)]
+    for option in options:
+        if option not in known:
+            raise TypeError(
+                f"an Algorithm has no field {option!r}{_nearest(option, known)}; "
+                f"it has {', '.join(known)}"
+            )
+    if "drop_fraction" in options:
+        fraction = starting_at(algorithm.drop_fraction, options["drop_fraction"])
+        options = {**options, "drop_fraction": fraction}
+    if sparsity is not None and sparsity != algorithm.sparsity:
+        if not isinstance(algorithm.density, Constant) or algorithm.pruned_density is not None:
+            raise ValueError(
+                f"sparsity={sparsity}: the Algorithm {algorithm.name!r} is made for "
+                f"sparsity={algorithm.sparsity} and its density changes over training; pass the "
+                "recipe instead (algo=its name or function), which is made for every sparsity"
+            )
+        options = {**options, "sparsity": check_sparsity(sparsity), "density": None}
+    return dataclasses.replace(algorithm, **options)

@@ -1,0 +1,146 @@
+"""The portable state dict: the inner optimizer's own, with boolean masks and counters merged in.
+
+``state[id]["sparse_mask"]`` holds the mask of a layer, ``state[id]["sparse_step"]`` the number of
+steps for every parameter, and ``param_groups[0]["sparse"]`` what belongs to the run as a whole.
+Distributed checkpoints keep only what stands under ``state`` and ``param_groups``, the inner
+optimizer ignores what it does not know, and ``torch.load(weights_only=True)`` reads all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layers import Layer
+
+__all__ = ["Saved", "merge", "split"]
+
+PREFIX = "sparse_"
+RUN = "sparse"
+
+
+@dataclass
+class Saved:
+    """What a state dict says of the sparse part.
+
+    Attributes:
+        run: Counters, seed, history and recipe; empty in a checkpoint of a dense optimizer.
+        entries: For each parameter, by (group, index): its mask, step count and extras.
+    """
+
+    run: dict[str, Any] = field(default_factory=dict)
+    entries: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def dense(self) -> dict[tuple[int, int], Tensor]:
+        """The kept copy of the dense network's parameters, if there is one."""
+        return {key: entry["dense"] for key, entry in self.entries.items() if "dense" in entry}
+
+    def of_layer(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        """What is known of one layer: its mask and its extras."""
+        entry = self.entries.get(key, {})
+        return {name: entry[name] for name in entry if name not in ("step", "dense")}
+
+    @property
+    def masks(self) -> dict[tuple[int, int], Tensor]:
+        return {key: entry["mask"] for key, entry in self.entries.items() if "mask" in entry}
+
+    @property
+    def steps(self) -> int | None:
+        """Steps taken, from the run or (distributed checkpoints, flattened) from any parameter."""
+        if "steps" in self.run:
+            return int(self.run["steps"])
+        return next(
+            (int(entry["step"]) for entry in self.entries.values() if "step" in entry), None
+        )
+
+
+def identifiers(groups: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[int, int], Any]]:
+    """Each parameter's key with its id in the state dict (a number, or a name after DCP)."""
+    for number, group in enumerate(groups):
+        for index, identifier in enumerate(group["params"]):
+            yield (number, index), identifier
+
+
+def merge(
+    plain: dict[str, Any],
+    layers: Sequence[Layer],
+    run: dict[str, Any],
+    dense: Mapping[tuple[int, int], Tensor],
+) -> dict[str, Any]:
+    """The inner optimizer's state dict with masks and counters; the original is not changed."""
+    by_key = {layer.key: layer for layer in layers}
+    state = dict(plain["state"])
+    step = torch.tensor(int(run["steps"]))
+    for key, identifier in identifiers(plain["param_groups"]):
+        entry = dict(state.get(identifier, {}))
+        entry[f"{PREFIX}step"] = step
+        if key in dense:
+            entry[f"{PREFIX}dense"] = dense[key]
+        if key in by_key:
+            entry[f"{PREFIX}mask"] = by_key[key].mask
+            entry |= {f"{PREFIX}{name}": value for name, value in by_key[key].extras.items()}
+        state[identifier] = entry
+    groups = [dict(group) for group in plain["param_groups"]]
+    groups[0][RUN] = run
+    return {**plain, "state": state, "param_groups": groups}
+
+
+def split(state_dict: dict[str, Any]) -> tuple[dict[str, Any], Saved]:
+    """The inner optimizer's part and ours; a parameter left without state has no entry."""
+    saved = Saved()
+    state = dict(state_dict["state"])
+    for key, identifier in identifiers(state_dict["param_groups"]):
+        whole = state.get(identifier, {})
+        ours = {name: value for name, value in whole.items() if str(name).startswith(PREFIX)}
+        if ours:
+            saved.entries[key] = {name.removeprefix(PREFIX): value for name, value in ours.items()}
+            state[identifier] = {name: whole[name] for name in whole if name not in ours}
+            if not state[identifier]:
+                del state[identifier]
+    groups = [dict(group) for group in state_dict["param_groups"]]
+    for group in groups:
+        saved.run = group.pop(RUN, None) or saved.run
+    return {**state_dict, "state": state, "param_groups": groups}, saved
+
+
+def check(saved: Saved, layers: Sequence[Layer], recipe: str, sparsity: float) -> None:
+    """Raise ValueError where a checkpoint belongs to another recipe, sparsity or model."""
+    if not saved.masks:
+        return  # a dense optimizer's checkpoint: its state is taken, the topology stays
+    for name, mine in (("algo", recipe), ("sparsity", sparsity)):
+        theirs = saved.run.get(name, mine)
+        if theirs != mine:
+            raise ValueError(
+                f"the checkpoint was written with {name}={theirs!r}, this optimizer has "
+                f"{name}={mine!r}: build it with the same {name}, or start from the checkpoint's "
+                "topology with topology={name: mask}"
+            )
+    _check_layers(saved.masks, layers)
+
+
+def _check_layers(masks: dict[tuple[int, int], Tensor], layers: Sequence[Layer]) -> None:
+    names = {layer.key: layer.name for layer in layers}
+    strange = [f"parameter {key[1]} of group {key[0]}" for key in masks if key not in names]
+    missing = [repr(name) for key, name in names.items() if key not in masks]
+    if strange or missing:
+        raise ValueError(
+            "the checkpoint's masks are not for these layers: "
+            + "; ".join(
+                f"{what} {', '.join(which[:4])}{', ...' if len(which) > 4 else ''}"
+                for what, which in (("it has one for", strange), ("it has none for", missing))
+                if which
+            )
+            + ". Was it another model, or another choice of layers (model=, include=, exclude=)?"
+        )
+    for layer in layers:
+        if tuple(masks[layer.key].shape) != layer.shape:
+            raise ValueError(
+                f"the checkpoint's mask of {layer.name!r} has shape "
+                f"{tuple(masks[layer.key].shape)}, the weight {layer.shape}: it belongs to "
+                "another model"
+            )

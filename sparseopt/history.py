@@ -1,0 +1,85 @@
+"""What happened: one record per topology update, and the counters of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .layers import Layer
+from .update import Change
+
+__all__ = ["Record", "Run"]
+
+
+class Record(dict[str, Any]):
+    """One topology update; a dict whose entries are attributes too.
+
+    Entries: ``step`` (optimizer steps taken), ``dropped``, ``grown``, ``regrown`` (dropped and
+    grown in this update), ``nnz`` and ``density`` (after it), ``exploration_rate`` (fraction of
+    weights that were ever active; R_s of Liu et al. 2021), ``skipped`` (not made: values were not
+    finite), and ``layers``, the active weights per layer.
+
+    >>> Record(step=100, dropped=5).dropped
+    5
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(
+                f"a record has no entry {name!r}; it has {', '.join(self)}"
+            ) from None
+
+
+@dataclass
+class Run:
+    """Settings and counters of one optimizer: one object, so that proxies share what changes."""
+
+    total_steps: int | None = None
+    update_every: int = 100
+    on_update: Callable[[Record], Any] | None = None
+    seed: int = 0
+    steps: int = 0
+    updates: int = 0
+    requested: bool = False
+    history: list[Record] = field(default_factory=list)
+    dense: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def saved(self) -> dict[str, Any]:
+        """The counters as plain numbers, lists and dicts."""
+        return {
+            "seed": self.seed,
+            "steps": self.steps,
+            "updates": self.updates,
+            "requested": self.requested,
+            "history": [dict(record) for record in self.history],
+        }
+
+    def restore(self, saved: dict[str, Any], steps: int | None) -> None:
+        """Take the counters of a checkpoint; what it does not say is left."""
+        self.steps = self.steps if steps is None else steps
+        for name in ("seed", "updates", "requested"):
+            setattr(self, name, saved.get(name, getattr(self, name)))
+        if "history" in saved:
+            self.history[:] = [Record(record) for record in saved["history"]]
+
+
+def record_of(step: int, layers: Sequence[Layer], changes: Sequence[Change] | None) -> Record:
+    """What an update did (None: it was skipped), with the layers as it left them."""
+    nnz, total = sum(layer.nnz for layer in layers), sum(layer.numel for layer in layers)
+    ever = sum(int(layer.extras["ever_active"].sum()) for layer in layers)
+    return Record(
+        step=step,
+        dropped=sum(change.dropped for change in changes or ()),
+        grown=sum(change.grown for change in changes or ()),
+        regrown=sum(change.regrown for change in changes or ()),
+        nnz=nnz,
+        density=nnz / total,
+        exploration_rate=ever / total,
+        skipped=changes is None,
+        layers={layer.name: layer.nnz for layer in layers},
+    )

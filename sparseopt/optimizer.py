@@ -1,0 +1,606 @@
+"""SparseOptimizer: your optimizer, with the zeros kept."""
+
+from __future__ import annotations
+
+import logging
+import numbers
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import checkpoint
+from .algorithms import Algorithm, Recipe, resolve
+from .bias_correction import check_supported
+from .distributions import check_sparsity
+from .gradients import Hooks, dense_gradient, refuse_gradients
+from .history import Record, Run, record_of
+from .layers import Layer, Pattern, Selection, counterparts, parameters, wrapped
+from .pools import Pool
+from .scores import Context
+from .storage import Masked
+from .update import Change
+from .wrapper import Wrapper, check_inner
+
+__all__ = ["SparseOptimizer"]
+
+logger = logging.getLogger("sparseopt")
+
+
+class SparseOptimizer(Wrapper):
+    """Turns any optimizer into one that trains with most weights at exactly zero.
+
+    One step is: mask the gradients, step the inner optimizer, mask the weights, count; and, when
+    the schedule says so, update the topology. Learning-rate schedulers, gradient scaling,
+    clipping, accumulation, closures, checkpoints and copies work as with the inner optimizer.
+
+    Args:
+        optimizer: Any ``torch.optim.Optimizer``, already built.
+        algo: Name of a recipe (see :func:`sparseopt.available`), a recipe, or an
+            :class:`sparseopt.Algorithm`, which brings its own sparsity.
+        sparsity: Fraction of the weights that are zero, in [0, 1). A parameter group with a
+            ``"sparsity"`` of its own overrides it; 0.0 keeps the group dense.
+        total_steps: Optimizer steps of the whole training; schedules need it. None: values stay as
+            they are at the start.
+        update_every: Optimizer steps between topology updates.
+        distribution: How the weights are shared out over the layers: "uniform", "er", "erk", or a
+            callable ``(shapes, sparsity) -> counts``. None: the recipe's own.
+        topology: Which weights are active at the start: a name, a dict of layer name to boolean
+            mask, or a callable ``(layer, nnz, generator) -> mask``. None: the recipe's own.
+        model: The module that is trained, for choosing layers by type and for their names.
+        include: Make exactly these parameters sparse: patterns on dotted names, or callables
+            ``(name, weight) -> bool``. None: weights of linear layers, convolutions and attention.
+        exclude: Leave these dense, in the same manner.
+        storage: "masked" (dense tensors with zeros) or "auto".
+        seed: Seed of the private random streams; the global stream is never used.
+        on_update: Called with the :class:`Record` of every topology update.
+        **recipe_options: Options of the recipe, such as ``drop_fraction=0.1``.
+
+    Raises:
+        ValueError: For a value out of range or an unknown name; nothing has been changed then.
+        TypeError: For an argument of a wrong kind, or an option that the recipe does not take.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.Linear(30, 5))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = SparseOptimizer(optimizer, algo="set", sparsity=0.9, model=model)
+        >>> model(torch.ones(4, 20)).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer
+        SparseOptimizer(algo='set', sparsity=0.900, storage='masked', inner=SGD)
+        >>> [layer.nnz for layer in optimizer.layers]
+        [44, 31]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        algo: str | Algorithm | Recipe = "set",
+        *,
+        sparsity: float = 0.5,
+        total_steps: int | None = None,
+        update_every: int = 100,
+        distribution: Any = None,
+        topology: Any = None,
+        model: nn.Module | None = None,
+        include: Pattern | Iterable[Pattern] | None = None,
+        exclude: Pattern | Iterable[Pattern] | None = None,
+        storage: str = "auto",
+        seed: int = 0,
+        on_update: Callable[[Record], Any] | None = None,
+        **recipe_options: Any,
+    ) -> None:
+        check_inner(optimizer)
+        super().__init__(optimizer)
+        check_whole("seed", seed, None)
+        self._run = Run(seed=int(seed))
+        self.total_steps = total_steps
+        self.update_every = update_every
+        self.on_update = on_update
+        self._algo = algo
+        given = {"distribution": distribution, "topology": topology}
+        self._options = recipe_options | {k: v for k, v in given.items() if v is not None}
+        self._algorithm = self._algorithm_for(sparsity)
+        self._hooks = Hooks()
+        self._storage = storage_for(optimizer, storage)
+        self._selection = Selection.of(optimizer.param_groups, model, include, exclude)
+        self._pools: list[Pool] = []
+        self._start(first=0)
+
+    # --- construction -----------------------------------------------------------------------------
+
+    def _algorithm_for(self, sparsity: float) -> Algorithm:
+        """The recipe at one target sparsity; an Algorithm keeps its own unless told otherwise."""
+        default = isinstance(self._algo, Algorithm) and sparsity == 0.5
+        made = resolve(self._algo, None if default else sparsity, self._options, self.total_steps)
+        if made.grown_state == "per_element_step":
+            check_supported(self._inner)
+        self._check_length(made)
+        return made
+
+    def _check_length(self, algorithm: Algorithm) -> None:
+        if self.total_steps is None:
+            if algorithm.needs_total_steps:
+                raise ValueError(
+                    f"algo={algorithm.name!r} changes its density over training: pass "
+                    "total_steps=, the number of optimizer steps (epochs * len(loader))"
+                )
+            return
+        periodic = algorithm.ramps or algorithm.exchanges
+        if periodic and algorithm.last_step(self.total_steps, self.update_every) < 1:
+            problem = (
+                f"update_every={self.update_every} leaves no topology update within "
+                f"total_steps={self.total_steps} (the last may come at "
+                f"{algorithm.stop:g} of them): lower update_every"
+            )
+            if algorithm.ramps:
+                raise ValueError(problem)
+            warnings.warn(f"{problem}; the topology stays as it starts", stacklevel=3)
+
+    def _start(self, first: int) -> None:
+        """Choose layers and masks from parameter group ``first`` on; check all, then change."""
+        groups = self._inner.param_groups
+        found = self._selection.layers(groups, first)
+        if first == 0:
+            self._selection.check_patterns(groups)
+        if not found and first == 0:
+            raise ValueError(
+                "no parameter of the optimizer can be made sparse: it takes weights of two or more "
+                "dimensions that require gradients; name them with include=, or pass model="
+            )
+        pools = self._pools_of(found)
+        context = self._context()
+        masks = [pool.first_masks(context, self.total_steps, self.update_every) for pool in pools]
+        for pool, ours in zip(pools, masks, strict=True):
+            for layer, mask in zip(pool.layers, ours, strict=True):
+                self._adopt(layer, mask)
+        self._pools += pools
+        self._selection.forget(groups)
+        self._open_window()
+        self._tell(found)
+
+    def _pools_of(self, layers: Sequence[Layer]) -> list[Pool]:
+        main = self._algorithm
+        members: dict[float, list[Layer]] = defaultdict(list)
+        for layer in layers:
+            own = self._inner.param_groups[layer.key[0]].get("sparsity")
+            members[main.sparsity if own is None else check_sparsity(own)].append(layer)
+        return [
+            Pool(main if sparsity == main.sparsity else self._algorithm_for(sparsity), ours)
+            for sparsity, ours in members.items()
+        ]
+
+    @torch.no_grad()
+    def _adopt(self, layer: Layer, mask: Tensor) -> None:
+        layer.set_mask(mask)
+        layer.extras["ever_active"] = layer.mask.clone()
+        self._storage.clean(layer)
+        self._hooks.attach(layer)
+
+    def _tell(self, layers: Sequence[Layer]) -> None:
+        logger.info(
+            "sparseopt: %d layers, %d of %d weights active, chosen by %s%s",
+            len(layers),
+            sum(layer.nnz for layer in layers),
+            sum(layer.numel for layer in layers),
+            self._selection.by,
+            "; pass model= to choose by module type and to use names"
+            if self._selection.by == "shape"
+            else "",
+        )
+
+    # --- what is known of it ----------------------------------------------------------------------
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What the method chooses; groups with a sparsity of their own have one made for it."""
+        return self._algorithm
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The sparse layers, in the order of the parameter groups."""
+        return sorted((layer for pool in self._pools for layer in pool.layers), key=_key)
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Layer name to boolean mask, true where active; live, so copy what you change."""
+        return {layer.name: layer.mask for layer in self.layers}
+
+    @property
+    def density(self) -> float:
+        """Fraction of the weights of all sparse layers that are active now, in [0, 1]."""
+        layers = self.layers
+        return sum(layer.nnz for layer in layers) / sum(layer.numel for layer in layers)
+
+    @property
+    def sparsity(self) -> float:
+        """``1 - density``: the fraction that is zero now."""
+        return 1.0 - self.density
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole training; schedules measure progress by it."""
+        return self._run.total_steps
+
+    @total_steps.setter
+    def total_steps(self, total_steps: int | None) -> None:
+        check_whole("total_steps", total_steps, 1, optional=True)
+        self._run.total_steps = total_steps
+
+    @property
+    def update_every(self) -> int:
+        """Optimizer steps between topology updates."""
+        return self._run.update_every
+
+    @update_every.setter
+    def update_every(self, update_every: int) -> None:
+        check_whole("update_every", update_every, 1)
+        self._run.update_every = update_every
+
+    @property
+    def on_update(self) -> Callable[[Record], Any] | None:
+        """Called with the :class:`Record` of every topology update."""
+        return self._run.on_update
+
+    @on_update.setter
+    def on_update(self, on_update: Callable[[Record], Any] | None) -> None:
+        if on_update is not None and not callable(on_update):
+            raise TypeError(f"on_update={on_update!r} must be callable: it gets a Record")
+        self._run.on_update = on_update
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken; a step that GradScaler left out is not one."""
+        return self._run.steps
+
+    @property
+    def updates(self) -> int:
+        """Topology updates made; skipped ones are not counted."""
+        return self._run.updates
+
+    @property
+    def dense_parameters(self) -> dict[str, Tensor]:
+        """All parameters as they were before the last compression, by name (``keep_dense``)."""
+        groups, run = self._inner.param_groups, self._run
+        return {
+            self._selection.name(groups[key[0]], key): value for key, value in run.dense.items()
+        }
+
+    @property
+    def history(self) -> list[Record]:
+        """One :class:`Record` per topology update."""
+        return self._run.history
+
+    def summary(self) -> str:
+        """A table of the layers: name, shape, active weights, density."""
+        rows = [(layer.name, str(layer.shape), f"{layer.nnz:,}", f"{layer.density:.4f}")
+                for layer in self.layers]  # fmt: skip
+        nnz = sum(layer.nnz for layer in self.layers)
+        skipped = sum(record.skipped for record in self.history)
+        head = ("layer", "shape", "active", "density")
+        rows = [head, *rows, ("total", "", f"{nnz:,}", f"{self.density:.4f}")]
+        wide = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [
+            f"{name:<{wide[0]}}  {shape:<{wide[1]}}  {active:>{wide[2]}}  {density:>{wide[3]}}"
+            for name, shape, active, density in rows
+        ]
+        state = f"step {self.steps}, {self.updates} topology updates"
+        state += f" ({skipped} skipped: values were not finite)" if skipped else ""
+        return "\n".join([repr(self), *lines, state])
+
+    def __repr__(self) -> str:
+        return (
+            f"SparseOptimizer(algo={self._algorithm.name!r}, sparsity={self.sparsity:.3f}, "
+            f"storage={self._storage.name!r}, inner={type(self._inner).__name__})"
+        )
+
+    # --- a step -----------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        # hooks on parameters are not copied with them: the copy sets its own
+        return {name: value for name, value in super().__getstate__().items() if name != "_hooks"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._hooks = Hooks()
+        for layer in self.layers:
+            self._hooks.attach(layer)
+        self._open_window()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of all parameters, and what was collected of them."""
+        self._hooks.forget()
+        self._inner.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, with masks of their own at the density that the schedule has now.
+
+        Args:
+            param_group: As for torch; ``"sparsity"`` in it is the group's own target.
+        """
+        if isinstance(param_group, dict) and param_group.get("sparsity") is not None:
+            check_sparsity(param_group["sparsity"])
+        self._inner.add_param_group(param_group)
+        try:
+            self._start(first=len(self._inner.param_groups) - 1)
+        except Exception:
+            self._inner.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step with the inner optimizer; update the topology if it is time.
+
+        Args:
+            closure: As for torch: evaluates the model again and returns the loss.
+
+        Returns:
+            What the inner optimizer returns: the loss of the closure, or None.
+        """
+        self._bind()
+        if self._is_probe():
+            return self._storage.step(closure)
+        due = self._due()
+        if closure is None:
+            self._prepare(due)
+            loss = None
+        else:
+            closure, loss = self._masking(closure, due), None
+        if not skips_step(due):
+            loss = self._storage.step(closure)
+        elif closure is not None:
+            loss = closure()
+        self._finish(due)
+        return loss
+
+    def _masking(self, closure: Callable[[], Any], due: Sequence[Pool]) -> Callable[[], Any]:
+        """The closure, with gradients masked after every evaluation (LBFGS makes many)."""
+
+        def masked() -> Any:
+            with torch.enable_grad():
+                loss = closure()
+            with torch.no_grad():
+                self._prepare(due)
+            return loss
+
+        return masked
+
+    @torch.compiler.disable
+    def _prepare(self, due: Sequence[Pool]) -> None:
+        """Mask the gradients; keep the dense ones for layers whose update asks for them."""
+        layers = self.layers
+        refuse_gradients(layers)
+        for pool in self._pools:
+            observe = pool.algorithm.observe
+            for layer in pool.layers:
+                if observe is not None or (pool in due and pool.algorithm.needs_gradient):
+                    layer.gradient = dense_gradient(layer, self._hooks)
+                if observe is not None and layer.gradient is not None:
+                    observe(layer)
+        for layer in layers:
+            self._hooks.mask(layer)
+            if not skips_step(due):
+                self._storage.stretch(layer)
+
+    @torch.compiler.disable
+    def _finish(self, due: Sequence[Pool]) -> None:
+        self._storage.relax()
+        for layer in self.layers:
+            self._storage.mask_weights(layer)
+        self._run.steps += 1
+        self._hooks.forget()
+        if due:
+            self._update(due)
+        else:
+            self._open_window()
+
+    @torch.compiler.disable
+    def _due(self) -> list[Pool]:
+        """The pools whose topology is updated after the step about to be taken."""
+        step, every = self._run.steps + 1, self.update_every
+        return [
+            pool
+            for pool in self._pools
+            if self._run.requested or pool.due(step, self.total_steps, every)
+        ]
+
+    def _open_window(self) -> None:
+        """Collect dense gradients if the next step ends in an update that asks for them."""
+        due = self._due()
+        self._hooks.collecting = any(
+            pool.algorithm.observe is not None or (pool.algorithm.needs_gradient and pool in due)
+            for pool in self._pools
+        )
+
+    @torch.compiler.disable
+    def _bind(self) -> None:
+        """Follow parameters that were replaced (FSDP2) or moved (``model.to``)."""
+        groups = self._inner.param_groups
+        for pool in self._pools:
+            for layer in pool.layers:
+                group, index = layer.key
+                weight = groups[group]["params"][index]
+                if weight is not layer.weight:
+                    self._rebind(layer, weight)
+                if layer.mask.device != weight.device:
+                    layer.mask = layer.mask.to(weight.device)
+                    layer.extras = {
+                        name: value.to(weight.device) for name, value in layer.extras.items()
+                    }
+
+    def _rebind(self, layer: Layer, weight: Tensor) -> None:
+        if tuple(weight.shape) != layer.shape:
+            raise RuntimeError(
+                f"the parameter {layer.name!r} of shape {layer.shape} was replaced by one of shape "
+                f"{tuple(weight.shape)}: its mask does not fit; wrap the optimizer after the "
+                "model has been sharded or changed"
+            )
+        layer.weight = weight
+        self._hooks.attach(layer)
+
+    def _is_probe(self) -> bool:
+        """Whether this is the empty step with which torch.distributed.checkpoint makes state.
+
+        It sets every learning rate and gradient to zero and steps once, before any other step.
+        """
+        if self._run.steps or len(self._inner.state):
+            return False
+        groups = self._inner.param_groups
+        if any(float(group.get("lr", 1.0)) != 0.0 for group in groups):
+            return False
+        grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        return bool(grads) and not any(bool(grad.any()) for grad in grads)
+
+    # --- topology ---------------------------------------------------------------------------------
+
+    def update_topology(self) -> Record | None:
+        """Update the topology now, outside the schedule.
+
+        A recipe that grows by gradient needs dense gradients; where none are at hand the update is
+        made at the end of the next ``step()`` instead.
+
+        Returns:
+            The record of the update; None if it waits for the next step.
+        """
+        self._bind()
+        self._run.requested = True
+        if any(pool.algorithm.needs_gradient for pool in self._pools):
+            if not self._hooks.windows:
+                self._open_window()
+                return None
+            self._prepare(self._pools)
+        return self._update(self._pools)
+
+    @torch.no_grad()
+    def _update(self, pools: Sequence[Pool]) -> Record:
+        run, context = self._run, self._context()
+        done: list[Change] | None = None
+        if all(pool.is_finite() for pool in pools):
+            done = [
+                change
+                for pool in pools
+                for change in pool.plan(context, self.total_steps, self.update_every)
+            ]
+            self._keep_dense(done)
+            for change in done:
+                self._carry_out(change)
+            self._forget_state(done)
+            run.updates += 1
+        run.requested = False
+        record = record_of(run.steps, self.layers, done)
+        run.history.append(record)
+        for layer in self.layers:
+            layer.gradient = None
+        self._hooks.forget()
+        self._open_window()
+        if self.on_update is not None:
+            self.on_update(record)
+        return record
+
+    def _keep_dense(self, changes: Sequence[Change]) -> None:
+        """Copy all parameters if the network is dense now and about to be pruned."""
+        if not (self._algorithm.keep_dense and all(change.layer.dense for change in changes)):
+            return
+        if any(change.dropped for change in changes):
+            for key, _, weight in parameters(self._inner.param_groups):
+                self._run.dense[key] = weight.detach().clone()
+
+    def _forget_state(self, changes: Sequence[Change]) -> None:
+        """Forget all optimizer state if the network has just become dense again."""
+        denser = any(change.grown for change in changes)
+        if self._algorithm.reset_state and denser and all(layer.dense for layer in self.layers):
+            self._inner.state.clear()
+
+    def _carry_out(self, change: Change) -> None:
+        self._storage.carry_out(change, self._algorithm.grown_state)
+        change.layer.extras["ever_active"] |= change.layer.mask
+
+    def _context(self) -> Context:
+        run = self._run
+        progress = min(1.0, run.steps / self.total_steps) if self.total_steps else 0.0
+        return Context(step=run.steps, updates=run.updates, progress=progress, seed=run.seed)
+
+    @torch.no_grad()
+    def apply_masks(self, model: nn.Module | None = None) -> None:
+        """Zero the inactive weights: of this model, or of a copy such as an EMA.
+
+        Averages of weights hold the union of all topologies; late ``model.load_state_dict`` may
+        bring weights back. The next step masks them too; this does it at once.
+
+        Args:
+            model: A module with the same parameters. None: the one that is trained.
+
+        Raises:
+            ValueError: If ``model`` lacks one of the layers, or it has another shape there.
+        """
+        self._bind()
+        if model is None:
+            for layer in self.layers:
+                self._storage.mask_weights(layer)
+            return
+        mine = [weight for group in self.param_groups for weight in group["params"]]
+        for layer, weight in counterparts(self.layers, wrapped(model), mine):
+            weight.masked_fill_(~layer.mask.to(weight.device), 0.0)
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def _saved(self) -> dict[str, Any]:
+        self._bind()
+        run = self._run.saved() | {
+            "algo": self._algorithm.name,
+            "sparsity": self._algorithm.sparsity,
+        }
+        return checkpoint.merge(self._inner.state_dict(), self.layers, run, self._run.dense)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        self._bind()
+        plain, saved = checkpoint.split(state_dict)
+        checkpoint.check(saved, self.layers, self._algorithm.name, self._algorithm.sparsity)
+        self._inner.load_state_dict(plain)
+        self._take_up(saved)
+
+    @torch.no_grad()
+    def _take_up(self, saved: checkpoint.Saved) -> None:
+        if saved.entries:
+            self._run.restore(saved.run, saved.steps)
+        self._run.dense.clear()
+        self._run.dense.update(saved.dense)
+        for layer in self.layers:
+            entry = saved.of_layer(layer.key)
+            if "mask" in entry:
+                layer.set_mask(entry.pop("mask").to(layer.mask))
+                layer.extras.update(
+                    {name: value.to(layer.mask.device).clone() for name, value in entry.items()}
+                )
+            self._storage.clean(layer)
+        self._hooks.forget()
+        self._open_window()
+
+
+def _key(layer: Layer) -> tuple[int, int]:
+    return layer.key
+
+
+def skips_step(due: Sequence[Pool]) -> bool:
+    """Whether the update replaces the optimizer step, as in the original RigL code."""
+    return any(pool.algorithm.skip_step_on_update for pool in due)
+
+
+def storage_for(optimizer: Optimizer, storage: str) -> Masked:
+    if storage not in ("auto", "masked"):
+        raise ValueError(f"storage={storage!r} is not one of 'auto', 'masked'")
+    return Masked(optimizer)
+
+
+def check_whole(name: str, value: Any, least: int | None, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or (least is not None and value < least):
+        bound = f" of at least {least}" if least is not None else ""
+        kind = ValueError if whole else TypeError
+        raise kind(f"{name}={value!r} must be a whole number{bound}")

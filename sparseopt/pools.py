@@ -1,0 +1,98 @@
+"""Layers that share one target sparsity: their algorithm, first masks and updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import topologies
+from .algorithms import Algorithm
+from .distributions import counts
+from .layers import Layer
+from .scores import Context
+from .update import Change, plan
+
+__all__ = ["Pool"]
+
+
+@dataclass
+class Pool:
+    """Layers of one target sparsity and the algorithm for it: a budget of its own."""
+
+    algorithm: Algorithm
+    layers: list[Layer]
+
+    def first_masks(self, context: Context, total_steps: int | None, every: int) -> list[Tensor]:
+        """The topology to start from, with exactly as many active weights as asked.
+
+        Raises:
+            ValueError: If a given topology does not fit the layers or the sparsity.
+        """
+        density = self.algorithm.levels(context.step, total_steps, every).density
+        numbers = counts(
+            self.algorithm.distribution, [layer.shape for layer in self.layers], density
+        )
+        topology = self.algorithm.topology
+        if isinstance(topology, Mapping):
+            return self._given(topology, numbers)
+        return topologies.masks(topology, self.layers, numbers, context.generator)
+
+    def _given(self, masks: Mapping[str, Tensor], numbers: Sequence[int]) -> list[Tensor]:
+        names = [layer.name for layer in self.layers]
+        missing = [name for name in names if name not in masks]
+        if missing:
+            raise ValueError(
+                f"topology= has no mask for {', '.join(missing)}; it has {', '.join(masks)}"
+            )
+        for layer, number in zip(self.layers, numbers, strict=True):
+            self._check_given(layer, masks[layer.name], number)
+        total = sum(int(masks[name].sum()) for name in names)
+        if total != sum(numbers):
+            size = sum(layer.numel for layer in self.layers)
+            raise ValueError(
+                f"topology= has {total} active weights, sparsity={self.algorithm.sparsity} asks "
+                f"for {sum(numbers)} of {size}: pass sparsity={1 - total / size:.6g}, or "
+                "other masks"
+            )
+        return [masks[name] for name in names]
+
+    def _check_given(self, layer: Layer, mask: Any, number: int) -> None:
+        if not torch.is_tensor(mask) or mask.dtype != torch.bool:
+            kind = mask.dtype if torch.is_tensor(mask) else type(mask).__name__
+            raise TypeError(f"topology[{layer.name!r}] is {kind}, it must be a bool tensor")
+        if tuple(mask.shape) != layer.shape:
+            raise ValueError(
+                f"topology[{layer.name!r}] has shape {tuple(mask.shape)}, the weight {layer.shape}"
+            )
+        # at constant density the masks themselves say how the weights are shared out
+        if self.algorithm.needs_total_steps and int(mask.sum()) != number:
+            raise ValueError(
+                f"topology[{layer.name!r}] has {int(mask.sum())} active weights, "
+                f"distribution={self.algorithm.distribution!r} asks for {number} at the start"
+            )
+
+    def due(self, step: int, total_steps: int | None, every: int) -> bool:
+        """Whether the topology is updated right after optimizer step number ``step``."""
+        return self.algorithm.due(step, total_steps, every)
+
+    def plan(self, context: Context, total_steps: int | None, every: int) -> list[Change]:
+        """The changes that one update makes, without making them."""
+        levels = self.algorithm.levels(context.step, total_steps, every)
+        # a layer without a gradient took no part in the step: its topology rests
+        needs_gradient = self.algorithm.needs_gradient
+        layers = [
+            layer for layer in self.layers if not needs_gradient or layer.gradient is not None
+        ]
+        return plan(layers, self.algorithm, levels, context) if layers else []
+
+    def is_finite(self) -> bool:
+        """Whether everything that an update ranks is a number."""
+        return all(
+            values is None or bool(values.sum(dtype=torch.float64).isfinite())
+            for layer in self.layers
+            for values in (layer.weight.detach(), layer.gradient)
+        )

@@ -1,0 +1,316 @@
+"""One topology update: drop everywhere, then grow everywhere.
+
+An update first settles every layer at the density that the schedule asks for (most recipes:
+nothing to do), then exchanges weights: the worst are dropped in all layers, and only then are new
+ones grown, because percolation and budgets look across layers. Nothing is written: the result is a
+list of :class:`Change`, which the storage carries out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import distributions
+from .layers import Layer
+from .schedules import Constant
+from .scores import Context, Score
+from .select import choose, top_k
+
+if TYPE_CHECKING:
+    from .algorithms import Algorithm
+
+__all__ = ["Change", "Levels", "plan"]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What the schedules say at one update.
+
+    Attributes:
+        density: Fraction of weights active after the update.
+        pruned: Fraction left by the drop, where the recipe fixes it (MEST); else None.
+        fraction: Drop fraction: the share of active weights that is exchanged.
+    """
+
+    density: float
+    pruned: float | None
+    fraction: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """The new topology of one layer and how it differs from the old one.
+
+    Attributes:
+        layer: The layer, still with its old mask.
+        mask: The new mask.
+        fresh: Active entries that start again: weight zero, neutral optimizer state.
+        dropped: How many active weights lost their place.
+        grown: How many places were filled, those just dropped included.
+        regrown: How many of the grown were among the dropped.
+    """
+
+    layer: Layer
+    mask: Tensor
+    fresh: Tensor
+    dropped: int
+    grown: int
+    regrown: int
+
+
+def plan(
+    layers: Sequence[Layer], algorithm: Algorithm, levels: Levels, context: Context
+) -> list[Change]:
+    """The changes that one update makes, drop before growth, without making them."""
+    settled = settle(layers, algorithm, levels, context)
+    kept, active = algorithm.exchange(layers, settled, algorithm, levels, context)
+    return [
+        change(layer, masks, algorithm.regrow_same == "reset")
+        for layer, *masks in zip(layers, settled, kept, active, strict=True)
+    ]
+
+
+def change(layer: Layer, masks: Sequence[Tensor], reset: bool) -> Change:
+    """Compare the topology before an update with its stages: settled, kept by the drop, active."""
+    settled, kept, active = masks
+    survived = layer.mask & kept
+    # pruned by the first stage and grown by the second: new, even though it was active before
+    carried = survived if reset else layer.mask & settled
+    lasting = count(survived)
+    return Change(
+        layer=layer,
+        mask=active,
+        fresh=active & ~carried,
+        dropped=layer.nnz - lasting,
+        grown=count(active) - lasting,
+        regrown=count(active & layer.mask & ~kept),
+    )
+
+
+def settle(
+    layers: Sequence[Layer], algorithm: Algorithm, levels: Levels, context: Context
+) -> list[Tensor]:
+    """Prune or grow every layer to the density of the schedule."""
+    if isinstance(algorithm.density, Constant):
+        return [layer.mask for layer in layers]
+    if levels.density >= 1.0:
+        return [torch.ones_like(layer.mask) for layer in layers]
+    if algorithm.settle_scope == "global":
+        total = max(len(layers), math.floor(levels.density * size(layers) + 0.5))
+        return prune_across(layers, algorithm.drop, total, context)
+    wanted = counts(layers, algorithm, levels.density)
+    return [
+        best(layer, algorithm.drop, layer.mask, number, context)
+        for layer, number in zip(layers, wanted, strict=True)
+    ]
+
+
+def exchange(
+    layers: Sequence[Layer],
+    settled: Sequence[Tensor],
+    algorithm: Algorithm,
+    levels: Levels,
+    context: Context,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Drop the worst weights in all layers, then grow as many new ones.
+
+    Returns:
+        The masks of what the drop kept, and those of what is active after growth.
+    """
+    if algorithm.scope == "global":
+        return exchange_across(layers, settled, algorithm, levels, context)
+    high = [count(mask) for mask in settled]
+    free = [layer.numel - (layer.nnz if forbids(algorithm) else 0) for layer in layers]
+    low = [
+        max(number, top - room)
+        for number, top, room in zip(
+            lows(layers, settled, algorithm, levels), high, free, strict=True
+        )
+    ]
+    kept = [
+        best(layer, algorithm.drop, mask, number, context, algorithm.drop_select)
+        for layer, mask, number in zip(layers, settled, low, strict=True)
+    ]
+    active = [
+        mask | best(layer, algorithm.grow, candidates(layer, mask, algorithm), top - number,
+                    context, algorithm.grow_select)
+        for layer, mask, top, number in zip(layers, kept, high, low, strict=True)
+    ]  # fmt: skip
+    return kept, active
+
+
+def exchange_across(
+    layers: Sequence[Layer],
+    settled: Sequence[Tensor],
+    algorithm: Algorithm,
+    levels: Levels,
+    context: Context,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The same with one ranking over all layers: the total is kept, the layers' counts are not."""
+    open_to = [
+        layer.mask if forbids(algorithm) else torch.zeros_like(layer.mask) for layer in layers
+    ]
+    high = sum(count(mask) for mask in settled)
+    free = size(layers) - sum(count(mask) for mask in open_to)
+    dropped = min(drop_number(levels.fraction, high, algorithm.rounding), free)
+    kept = prune_across(layers, algorithm.drop, max(high - dropped, len(layers)), context, settled)
+    among = [candidates(layer, mask, algorithm) for layer, mask in zip(layers, kept, strict=True)]
+    wanted = high - sum(count(mask) for mask in kept)
+    grown = best_across(layers, algorithm.grow, among, wanted, context)
+    return kept, [mask | new for mask, new in zip(kept, grown, strict=True)]
+
+
+def lows(
+    layers: Sequence[Layer], settled: Sequence[Tensor], algorithm: Algorithm, levels: Levels
+) -> list[int]:
+    """How many weights each layer keeps in the drop."""
+    low = [
+        count(mask) - algorithm.drop_count(layer, mask, levels.fraction, algorithm.rounding)
+        for layer, mask in zip(layers, settled, strict=True)
+    ]
+    if levels.pruned is None:
+        return low
+    target = counts(layers, algorithm, levels.pruned, [count(mask) for mask in settled])
+    return [min(pair) for pair in zip(low, target, strict=True)]
+
+
+def candidates(layer: Layer, kept: Tensor, algorithm: Algorithm) -> Tensor:
+    """Where weights may grow: all places not kept, or only those that were inactive before."""
+    return ~(kept | layer.mask) if forbids(algorithm) else ~kept
+
+
+def forbids(algorithm: Algorithm) -> bool:
+    return algorithm.regrow_same == "forbid"
+
+
+def drop_number(fraction: float, number: int, rounding: str) -> int:
+    """``fraction`` of ``number`` as a whole number, rounded down or up.
+
+    >>> drop_number(0.29, 100, "floor"), drop_number(0.1, 9, "floor"), drop_number(0.1, 9, "ceil")
+    (29, 0, 1)
+    """
+    if rounding == "ceil":
+        return min(number, math.ceil(fraction * number - 1e-9))
+    return min(number, math.floor(fraction * number + 1e-9))
+
+
+def share_of_active(layer: Layer, mask: Tensor, fraction: float, rounding: str) -> int:
+    """The usual number to drop: the drop fraction of the active weights."""
+    return drop_number(fraction, count(mask), rounding)
+
+
+def counts(
+    layers: Sequence[Layer],
+    algorithm: Algorithm,
+    density: float,
+    caps: Sequence[int] | None = None,
+) -> list[int]:
+    """Active weights per layer at a density; no layer grows while the total shrinks."""
+    shapes = [layer.shape for layer in layers]
+    caps = [layer.nnz for layer in layers] if caps is None else caps
+    return distributions.counts(algorithm.distribution, shapes, min(1.0, density), caps)
+
+
+def count(mask: Tensor) -> int:
+    return int(torch.count_nonzero(mask))
+
+
+def size(layers: Sequence[Layer]) -> int:
+    return sum(layer.numel for layer in layers)
+
+
+# --- selection ------------------------------------------------------------------------------------
+
+Select = Callable[..., Tensor]
+
+
+def select_by(select: Select, worth: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    return top_k(worth, k) if select is top_k else select(worth, k, generator)
+
+
+def best(
+    layer: Layer,
+    score: Score | None,
+    among: Tensor,
+    k: int,
+    context: Context,
+    select: Select = top_k,
+) -> Tensor:
+    """The ``k`` entries ``among`` the candidates that are worth most; without a score, any."""
+    generator = context.generator(layer)
+    if score is None:
+        return choose(among, k, generator)
+    number = count(among)
+    if k in (0, number):
+        return among.clone() if k else torch.zeros_like(among)
+    if getattr(score, "elementwise", False) and 2 * number < layer.numel:
+        return best_of_few(layer, score, among, k, context, select)
+    worth = score(layer, context).masked_fill(~among, -math.inf)
+    return select_by(select, worth, k, generator)
+
+
+def best_of_few(
+    layer: Layer, score: Score, among: Tensor, k: int, context: Context, select: Select
+) -> Tensor:
+    """The same where the candidates are few: only they are scored."""
+    index = among.flatten().nonzero().squeeze(1)
+    worth = score(entries(layer, index), context)
+    chosen = select_by(select, worth, k, context.generator(layer))
+    mask = torch.zeros_like(among, memory_format=torch.contiguous_format)
+    mask.view(-1)[index[chosen]] = True
+    return mask
+
+
+def entries(layer: Layer, index: Tensor) -> SimpleNamespace:
+    """What an element-wise score reads of a layer, at some entries only."""
+    gradient = None if layer.gradient is None else layer.gradient.flatten()[index]
+    weight = layer.weight.detach().flatten()[index]
+    return SimpleNamespace(name=layer.name, weight=weight, gradient=gradient)
+
+
+def prune_across(
+    layers: Sequence[Layer],
+    score: Score,
+    k: int,
+    context: Context,
+    among: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """The ``k`` best active weights of all layers; every layer keeps its best one."""
+    among = [layer.mask for layer in layers] if among is None else among
+    return best_across(layers, score, among, k, context, reserve=1)
+
+
+def best_across(
+    layers: Sequence[Layer],
+    score: Score | None,
+    among: Sequence[Tensor],
+    k: int,
+    context: Context,
+    reserve: int = 0,
+) -> list[Tensor]:
+    """The ``k`` candidates worth most over all layers, in one ranking; ties by layer, position.
+
+    ``reserve`` of each layer are taken first, so that no layer is emptied.
+    """
+    if score is None:
+        flat = choose(torch.cat([mask.flatten() for mask in among]), k, context.generator())
+        return split(flat, layers)
+    worths = []
+    for layer, mask in zip(layers, among, strict=True):
+        worth = score(layer, context).masked_fill(~mask, -math.inf).flatten()
+        if reserve:
+            worth[top_k(worth, min(reserve, count(mask)))] = math.inf
+        worths.append(worth)
+    return split(top_k(torch.cat(worths), k), layers)
+
+
+def split(flat: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
+    pieces = flat.split([layer.numel for layer in layers])
+    return [piece.view(layer.shape) for piece, layer in zip(pieces, layers, strict=True)]

@@ -1,0 +1,136 @@
+"""A torch optimizer around another one: what schedulers, scalers and trainers expect of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+__all__ = ["Wrapper", "check_inner"]
+
+# GradScaler sets these on the object it is given; the inner optimizer would never see them
+AMP_NAMES = ("grad_scale", "found_inf")
+
+
+class Wrapper(Optimizer):
+    """Everything of the inner optimizer, under another ``step``.
+
+    Parameter groups, state and defaults are the inner optimizer's own objects, so that nothing
+    goes stale when a checkpoint or a trainer replaces them. Subclasses give ``step``, ``_saved``
+    and ``_load``. Proxies (Lightning, Fabric) run these methods on themselves and find attributes
+    through ``__getattr__``: what changes is kept in objects that are changed in place.
+    """
+
+    # A fused optimizer skips a step with infinite gradients by itself, unseen; without this flag
+    # GradScaler unscales for us and does not call step(): a skipped step then counts nothing.
+    _step_supports_amp_scaling = False
+
+    def __init__(self, inner: Optimizer) -> None:
+        self._inner = inner
+        Optimizer.__setstate__(self, {})  # the hook tables, without a second copy of the groups
+
+    @property
+    def inner(self) -> Optimizer:
+        """The optimizer that was wrapped."""
+        return self._inner
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The inner optimizer's own groups."""
+        return self._inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self._inner.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """The inner optimizer's own state."""
+        return self._inner.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._inner.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The inner optimizer's own defaults."""
+        return self._inner.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self._inner.defaults = defaults
+
+    def __getattr__(self, name: str) -> Any:
+        # train(), eval(), consolidate_state_dict() and whatever else the inner optimizer offers
+        if name.startswith("__") or name in AMP_NAMES or "_inner" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._inner, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a scheduler leaves its patched step in __dict__, bound to this very object; hooks on the
+        # optimizer are dropped, as torch does
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name != "step" and not name.startswith("_optimizer_")
+        }
+
+    def _saved(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    @torch.compiler.disable
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's state dict with masks and counters merged in.
+
+        A plain inner optimizer can load it, any storage can, and ``torch.load(weights_only=True)``
+        reads it. As with torch, its tensors are the live ones.
+        """
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        state_dict = self._saved()
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            replaced = post_hook(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        return state_dict
+
+    @torch.compiler.disable
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a checkpoint: inner state, masks, counters, seed and history.
+
+        A checkpoint of the dense inner optimizer loads too; the topology then stays as it is.
+
+        Args:
+            state_dict: What :meth:`state_dict` returned, in any storage.
+
+        Raises:
+            ValueError: If it was written by another recipe, for another sparsity or for another
+                model; nothing has been changed then.
+        """
+        state_dict = state_dict.copy()
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            replaced = hook(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        self._load(state_dict)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+
+def check_inner(optimizer: Any) -> None:
+    """Raise TypeError unless it is an optimizer that has not been made sparse."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer={optimizer!r} must be a torch.optim.Optimizer, already built: "
+            "SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), ...)"
+        )
+    inner: Any = optimizer
+    while inner is not None:
+        if isinstance(inner, Wrapper):
+            raise TypeError(
+                "the optimizer is sparse already: wrap it once, with the algorithm you want"
+            )
+        inner = getattr(inner, "optimizer", None)  # Accelerate and others wrap in turn
