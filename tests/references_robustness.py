@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,3 +89,15 @@ def literal_motion_blur(image: np.ndarray, radius: int, sigma: float, angle: flo
         columns = np.clip(np.arange(width) - dx, 0, width - 1)
         total += weight / sum(weights) * image[rows][:, columns]
     return total
+
+
+def write_image_tree(
+    root: Path, classes: Sequence[str], count: int, value: int = 50, side: int = 8
+):
+    """`<root>/<class>/image_<i>.JPEG`, plain images of one grey value."""
+    pillow = pytest.importorskip("PIL.Image")
+    for name in classes:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            image = pillow.fromarray(np.full((side, side, 3), value, dtype=np.uint8))
+            image.save(root / name / f"image_{i}.JPEG")
