@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from .layers import Layer
+from .storage.zeroing import zero_inactive
 
 __all__ = ["Hooks", "dense_gradient", "mask_gradient", "refuse_gradients"]
 
@@ -111,13 +112,10 @@ def _hook(hooks: weakref.ref[Hooks], layer: weakref.ref[Layer]) -> Callable[[Ten
 
 
 def mask_gradient(layer: Layer, grad: Tensor) -> Tensor:
-    """The gradient with zeros at inactive entries; in place where autograd allows it.
-
-    A product with the mask would keep NaN and infinity (``inf * 0`` is NaN).
-    """
+    """The gradient with zeros at inactive entries; in place where autograd allows it."""
     if grad.requires_grad:  # backward(create_graph=True)
         return grad.masked_fill(~layer.mask, 0.0)
-    return grad.masked_fill_(~layer.mask, 0.0)
+    return zero_inactive(grad, layer.mask)
 
 
 def refuse_gradients(layers: Sequence[Layer]) -> None:

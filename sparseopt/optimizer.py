@@ -22,7 +22,7 @@ from .history import Record, Run, record_of
 from .layers import Layer, Pattern, Selection, counterparts, parameters, wrapped
 from .pools import Pool
 from .scores import Context
-from .storage import Masked
+from .storage import choose_storage
 from .update import Change
 from .wrapper import Wrapper, check_inner
 
@@ -106,10 +106,18 @@ class SparseOptimizer(Wrapper):
         self._options = recipe_options | {k: v for k, v in given.items() if v is not None}
         self._algorithm = self._algorithm_for(sparsity)
         self._hooks = Hooks()
-        self._storage = storage_for(optimizer, storage)
         self._selection = Selection.of(optimizer.param_groups, model, include, exclude)
         self._pools: list[Pool] = []
-        self._start(first=0)
+        self._layers: list[Layer] = []
+        found = self._found(first=0)
+        self._selection.check_patterns(optimizer.param_groups)
+        if not found:
+            raise ValueError(
+                "no parameter of the optimizer can be made sparse: it takes weights of two or more "
+                "dimensions that require gradients; name them with include=, or pass model="
+            )
+        self._storage = choose_storage(optimizer, storage, found)
+        self._start(found)
 
     # --- construction -----------------------------------------------------------------------------
 
@@ -130,28 +138,21 @@ class SparseOptimizer(Wrapper):
                     "total_steps=, the number of optimizer steps (epochs * len(loader))"
                 )
             return
-        periodic = algorithm.ramps or algorithm.exchanges
-        if periodic and algorithm.last_step(self.total_steps, self.update_every) < 1:
-            problem = (
+        algorithm.check_length(self.total_steps, self.update_every)
+        last = algorithm.last_step(self.total_steps, self.update_every)
+        if algorithm.exchanges and last < 1:
+            warnings.warn(
                 f"update_every={self.update_every} leaves no topology update within "
-                f"total_steps={self.total_steps} (the last may come at "
-                f"{algorithm.stop:g} of them): lower update_every"
+                f"total_steps={self.total_steps}: the topology stays as it starts; lower "
+                "update_every",
+                stacklevel=4,
             )
-            if algorithm.ramps:
-                raise ValueError(problem)
-            warnings.warn(f"{problem}; the topology stays as it starts", stacklevel=3)
 
-    def _start(self, first: int) -> None:
-        """Choose layers and masks from parameter group ``first`` on; check all, then change."""
-        groups = self._inner.param_groups
-        found = self._selection.layers(groups, first)
-        if first == 0:
-            self._selection.check_patterns(groups)
-        if not found and first == 0:
-            raise ValueError(
-                "no parameter of the optimizer can be made sparse: it takes weights of two or more "
-                "dimensions that require gradients; name them with include=, or pass model="
-            )
+    def _found(self, first: int) -> list[Layer]:
+        return self._selection.layers(self._inner.param_groups, first)
+
+    def _start(self, found: Sequence[Layer]) -> None:
+        """Give new layers their masks; everything is checked before anything is changed."""
         pools = self._pools_of(found)
         context = self._context()
         masks = [pool.first_masks(context, self.total_steps, self.update_every) for pool in pools]
@@ -159,7 +160,8 @@ class SparseOptimizer(Wrapper):
             for layer, mask in zip(pool.layers, ours, strict=True):
                 self._adopt(layer, mask)
         self._pools += pools
-        self._selection.forget(groups)
+        self._layers += found
+        self._selection.forget(self._inner.param_groups)
         self._open_window()
         self._tell(found)
 
@@ -203,7 +205,7 @@ class SparseOptimizer(Wrapper):
     @property
     def layers(self) -> list[Layer]:
         """The sparse layers, in the order of the parameter groups."""
-        return sorted((layer for pool in self._pools for layer in pool.layers), key=_key)
+        return list(self._layers)
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -279,7 +281,7 @@ class SparseOptimizer(Wrapper):
         """A table of the layers: name, shape, active weights, density."""
         rows = [(layer.name, str(layer.shape), f"{layer.nnz:,}", f"{layer.density:.4f}")
                 for layer in self.layers]  # fmt: skip
-        nnz = sum(layer.nnz for layer in self.layers)
+        nnz = sum(layer.nnz for layer in self._layers)
         skipped = sum(record.skipped for record in self.history)
         head = ("layer", "shape", "active", "density")
         rows = [head, *rows, ("total", "", f"{nnz:,}", f"{self.density:.4f}")]
@@ -307,7 +309,7 @@ class SparseOptimizer(Wrapper):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._hooks = Hooks()
-        for layer in self.layers:
+        for layer in self._layers:
             self._hooks.attach(layer)
         self._open_window()
 
@@ -326,7 +328,9 @@ class SparseOptimizer(Wrapper):
             check_sparsity(param_group["sparsity"])
         self._inner.add_param_group(param_group)
         try:
-            self._start(first=len(self._inner.param_groups) - 1)
+            found = self._found(first=len(self._inner.param_groups) - 1)
+            choose_storage(self._inner, self._storage.name, found)  # refuses what it cannot hold
+            self._start(found)
         except Exception:
             self._inner.param_groups.pop()
             raise
@@ -342,25 +346,30 @@ class SparseOptimizer(Wrapper):
             What the inner optimizer returns: the loss of the closure, or None.
         """
         self._bind()
-        if self._is_probe():
-            return self._storage.step(closure)
-        due = self._due()
+        probe = self._is_probe()
+        due = [] if probe else self._due()
         if closure is None:
             self._prepare(due)
-            loss = None
         else:
-            closure, loss = self._masking(closure, due), None
-        if not skips_step(due):
-            loss = self._storage.step(closure)
-        elif closure is not None:
-            loss = closure()
-        self._finish(due)
+            closure = self._masking(closure, due)
+        loss = self._inner_step(closure, due)
+        if not probe:
+            self._finish(due)
         return loss
+
+    def _inner_step(self, closure: Callable[[], Any] | None, due: Sequence[Pool]) -> Any:
+        if skips_step(due):
+            return None if closure is None else closure()
+        try:
+            return self._storage.step(closure)
+        finally:
+            self._storage.end(self._layers)
 
     def _masking(self, closure: Callable[[], Any], due: Sequence[Pool]) -> Callable[[], Any]:
         """The closure, with gradients masked after every evaluation (LBFGS makes many)."""
 
         def masked() -> Any:
+            self._storage.leave()
             with torch.enable_grad():
                 loss = closure()
             with torch.no_grad():
@@ -372,25 +381,26 @@ class SparseOptimizer(Wrapper):
     @torch.compiler.disable
     def _prepare(self, due: Sequence[Pool]) -> None:
         """Mask the gradients; keep the dense ones for layers whose update asks for them."""
-        layers = self.layers
-        refuse_gradients(layers)
+        refuse_gradients(self._layers)
         for pool in self._pools:
-            observe = pool.algorithm.observe
-            for layer in pool.layers:
-                if observe is not None or (pool in due and pool.algorithm.needs_gradient):
-                    layer.gradient = dense_gradient(layer, self._hooks)
-                if observe is not None and layer.gradient is not None:
-                    observe(layer)
-        for layer in layers:
-            self._hooks.mask(layer)
-            if not skips_step(due):
-                self._storage.stretch(layer)
+            self._keep_gradients(pool, pool in due)
+        if self._storage.reads_inactive_gradients:
+            for layer in self._layers:
+                self._hooks.mask(layer)
+        if not skips_step(due):
+            self._storage.begin(self._layers)
+
+    def _keep_gradients(self, pool: Pool, due: bool) -> None:
+        observe = pool.algorithm.observe
+        if observe is None and not (due and pool.algorithm.needs_gradient):
+            return
+        for layer in pool.layers:
+            layer.gradient = dense_gradient(layer, self._hooks)
+            if observe is not None and layer.gradient is not None:
+                observe(layer)
 
     @torch.compiler.disable
     def _finish(self, due: Sequence[Pool]) -> None:
-        self._storage.relax()
-        for layer in self.layers:
-            self._storage.mask_weights(layer)
         self._run.steps += 1
         self._hooks.forget()
         if due:
@@ -491,9 +501,9 @@ class SparseOptimizer(Wrapper):
             self._forget_state(done)
             run.updates += 1
         run.requested = False
-        record = record_of(run.steps, self.layers, done)
+        record = record_of(run.steps, self._layers, done)
         run.history.append(record)
-        for layer in self.layers:
+        for layer in self._layers:
             layer.gradient = None
         self._hooks.forget()
         self._open_window()
@@ -512,7 +522,7 @@ class SparseOptimizer(Wrapper):
     def _forget_state(self, changes: Sequence[Change]) -> None:
         """Forget all optimizer state if the network has just become dense again."""
         denser = any(change.grown for change in changes)
-        if self._algorithm.reset_state and denser and all(layer.dense for layer in self.layers):
+        if self._algorithm.reset_state and denser and all(layer.dense for layer in self._layers):
             self._inner.state.clear()
 
     def _carry_out(self, change: Change) -> None:
@@ -539,7 +549,7 @@ class SparseOptimizer(Wrapper):
         """
         self._bind()
         if model is None:
-            for layer in self.layers:
+            for layer in self._layers:
                 self._storage.mask_weights(layer)
             return
         mine = [weight for group in self.param_groups for weight in group["params"]]
@@ -554,7 +564,14 @@ class SparseOptimizer(Wrapper):
             "algo": self._algorithm.name,
             "sparsity": self._algorithm.sparsity,
         }
-        return checkpoint.merge(self._inner.state_dict(), self.layers, run, self._run.dense)
+        plain = self._inner.state_dict()
+        plain["state"] = dict(plain["state"])
+        ids = dict(checkpoint.identifiers(plain["param_groups"]))
+        for layer in self._layers:
+            if ids[layer.key] in plain["state"]:
+                entry = plain["state"][ids[layer.key]]
+                plain["state"][ids[layer.key]] = self._storage.portable(layer, entry)
+        return checkpoint.merge(plain, self._layers, run, self._run.dense)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
         self._bind()
@@ -569,31 +586,22 @@ class SparseOptimizer(Wrapper):
             self._run.restore(saved.run, saved.steps)
         self._run.dense.clear()
         self._run.dense.update(saved.dense)
-        for layer in self.layers:
+        for layer in self._layers:
             entry = saved.of_layer(layer.key)
             if "mask" in entry:
                 layer.set_mask(entry.pop("mask").to(layer.mask))
-                layer.extras.update(
-                    {name: value.to(layer.mask.device).clone() for name, value in entry.items()}
-                )
+                layer.extras = {
+                    name: value.to(layer.mask.device).clone() for name, value in entry.items()
+                }
+                layer.extras.setdefault("ever_active", layer.mask.clone())
             self._storage.clean(layer)
         self._hooks.forget()
         self._open_window()
 
 
-def _key(layer: Layer) -> tuple[int, int]:
-    return layer.key
-
-
 def skips_step(due: Sequence[Pool]) -> bool:
     """Whether the update replaces the optimizer step, as in the original RigL code."""
     return any(pool.algorithm.skip_step_on_update for pool in due)
-
-
-def storage_for(optimizer: Optimizer, storage: str) -> Masked:
-    if storage not in ("auto", "masked"):
-        raise ValueError(f"storage={storage!r} is not one of 'auto', 'masked'")
-    return Masked(optimizer)
 
 
 def check_whole(name: str, value: Any, least: int | None, optional: bool = False) -> None:

@@ -32,6 +32,8 @@ class Pool:
         Raises:
             ValueError: If a given topology does not fit the layers or the sparsity.
         """
+        if self.algorithm.check is not None:
+            self.algorithm.check(self.layers)
         density = self.algorithm.levels(context.step, total_steps, every).density
         numbers = counts(
             self.algorithm.distribution, [layer.shape for layer in self.layers], density
@@ -82,10 +84,12 @@ class Pool:
     def plan(self, context: Context, total_steps: int | None, every: int) -> list[Change]:
         """The changes that one update makes, without making them."""
         levels = self.algorithm.levels(context.step, total_steps, every)
-        # a layer without a gradient took no part in the step: its topology rests
+        # a layer without a gradient took no part in the step, a frozen one in training: they rest
         needs_gradient = self.algorithm.needs_gradient
         layers = [
-            layer for layer in self.layers if not needs_gradient or layer.gradient is not None
+            layer
+            for layer in self.layers
+            if layer.weight.requires_grad and (not needs_gradient or layer.gradient is not None)
         ]
         return plan(layers, self.algorithm, levels, context) if layers else []
 

@@ -1,0 +1,204 @@
+"""Compact storage: the inner optimizer works on the active values alone.
+
+While the inner ``step()`` runs, the parameter groups hold one-dimensional tensors with the active
+values in place of the weights, and the state belongs to them; before and after, users, schedulers
+and scalers see the ordinary groups. State, arithmetic and memory shrink with density.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..layers import Layer
+from ..update import Change
+from .masked import Masked
+from .state import mean_of
+
+__all__ = ["Compact", "can_pack"]
+
+
+@dataclass
+class Packed:
+    """The active values of one layer, in the order in which they lie in memory.
+
+    For a contiguous weight that is row-major order, so that ``index`` is the layout of CSR too.
+    """
+
+    index: Tensor
+    values: nn.Parameter
+    grad: Tensor
+
+
+def memory_order(weight: Tensor) -> list[int]:
+    """Dimensions from the outermost to the innermost in memory (channels_last differs)."""
+    strides = weight.stride()
+    return sorted(range(weight.ndim), key=lambda dim: -strides[dim])
+
+
+def flat(tensor: Tensor, like: Tensor) -> Tensor:
+    """One-dimensional, in the memory order of ``like``; a view where the layouts agree."""
+    if tensor.ndim == 1 or (tensor.is_contiguous() and like.is_contiguous()):
+        return tensor.view(-1)
+    return tensor.permute(memory_order(like)).reshape(-1)
+
+
+def can_pack(layer: Layer) -> bool:
+    """Whether the weight is one block of memory that can be viewed as one-dimensional."""
+    weight = layer.weight
+    if type(weight) not in (Tensor, nn.Parameter):
+        return False
+    return bool(weight.permute(memory_order(weight)).is_contiguous())
+
+
+class Compact(Masked):
+    """Active values only; for element-wise optimizers."""
+
+    name = "compact"
+    reads_inactive_gradients = False
+
+    def __init__(self, inner: Optimizer) -> None:
+        super().__init__(inner)
+        self.packed: dict[tuple[int, int], Packed] = {}
+        self.inside: list[Layer] = []
+
+    # --- around a step ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def begin(self, layers: Sequence[Layer]) -> None:
+        """Gather active values and gradients, and let the inner optimizer see them."""
+        for layer in layers:
+            if not self.is_clean(layer):
+                self.mask_weights(layer)
+            packed = self.packed.get(layer.key)
+            if packed is None:  # dense: the inner optimizer may have the weight itself
+                if layer.weight.grad is not None:
+                    self._stretch(layer, layer.weight, layer.weight.grad, lambda born: born)
+                continue
+            if packed.values.dtype != layer.weight.dtype:  # model.double() and the like
+                self._repack(layer)
+                packed = self.packed[layer.key]
+            self._enter(layer, packed)
+            if packed.values.grad is not None:
+                self._stretch(layer, packed.values, packed.grad, self._picker(layer, packed))
+
+    def _enter(self, layer: Layer, packed: Packed) -> None:
+        weight, grad = layer.weight, layer.weight.grad
+        if grad is not None:
+            gather(weight.detach(), weight, packed.index, packed.values.detach())
+            gather(grad.detach(), weight, packed.index, packed.grad)
+        packed.values.grad = None if grad is None else packed.grad
+        self._swap(layer, weight, packed.values)
+        self.inside.append(layer)
+
+    @torch.no_grad()
+    def end(self, layers: Sequence[Layer]) -> None:
+        """Write the active values back; the groups are the ordinary ones again."""
+        self.correction.relax()
+        self.leave()
+        for layer in layers:
+            self.note_clean(layer)  # inactive entries were never written
+
+    @torch.no_grad()
+    def leave(self) -> None:
+        for layer in self.inside:
+            packed = self.packed[layer.key]
+            self._swap(layer, packed.values, layer.weight)
+            if packed.values.grad is not None:
+                scatter(layer.weight.detach(), packed.index, packed.values.detach())
+        self.inside.clear()
+
+    def _swap(self, layer: Layer, old: Tensor, new: Tensor) -> None:
+        """Put one tensor in the place of another, in the group and as the owner of the state."""
+        self.group(layer)["params"][layer.key[1]] = new
+        if old in self.inner.state:
+            self.inner.state[new] = self.inner.state.pop(old)
+
+    @staticmethod
+    def _picker(layer: Layer, packed: Packed) -> Callable[[Tensor], Tensor]:
+        return lambda dense: at(flat(dense, layer.weight), packed)
+
+    # --- a new topology ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def clean(self, layer: Layer) -> None:
+        """Pack the layer under its present mask, and dense state that came from elsewhere."""
+        self.mask_weights(layer)
+        self._repack(layer)
+        packed = self.packed.get(layer.key)
+        if packed is None:
+            return
+        shape = layer.weight.shape
+        dense = list(self.table.elementwise(layer.weight, self.group(layer), shape))
+        for key, value, _ in dense:
+            self.inner.state[layer.weight][key] = at(flat(value, layer.weight), packed)
+
+    def _repack(self, layer: Layer) -> None:
+        if layer.dense:
+            self.packed.pop(layer.key, None)
+            return
+        index = flat(layer.mask, layer.weight).nonzero().squeeze(1)
+        values = nn.Parameter(layer.weight.new_empty(len(index)))
+        grad = torch.empty_like(values, requires_grad=False)
+        self.packed[layer.key] = Packed(index, values, grad)
+
+    def _move_state(self, change: Change, grown_state: str) -> None:
+        """Carry the state of survivors to their new places; give grown weights a neutral one."""
+        layer, weight = change.layer, change.layer.weight
+        old = self.packed.get(layer.key)
+        was = flat(layer.mask, weight).clone()
+        entries = list(self._entries(layer))
+        layer.set_mask(change.mask)
+        self._repack(layer)
+        new = self.packed.get(layer.key)
+        lasting_before, lasting_after = at(flat(layer.mask, weight), old), at(was, new)
+        fresh = at(flat(change.fresh, weight), new)
+        for key, value, neutral in entries:
+            moved = torch.full_like(fresh, neutral, dtype=value.dtype)
+            moved[lasting_after] = flat(value, weight)[lasting_before]  # both in memory order
+            mean = grown_state == "mean" and neutral == 0.0
+            moved.masked_fill_(fresh, mean_of(moved, ~fresh) if mean else neutral)
+            self.inner.state[weight][key] = moved if new else unflat(moved, weight)
+
+    def _entries(self, layer: Layer) -> Iterator[tuple[str, Tensor, float]]:
+        packed = self.packed.get(layer.key)
+        shape = layer.weight.shape if packed is None else packed.values.shape
+        return self.table.elementwise(layer.weight, self.group(layer), shape)
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def portable(self, layer: Layer, entry: dict[str, Any]) -> dict[str, Any]:
+        """The layer's entry of the inner state dict, spread out to the weight's shape."""
+        packed = self.packed.get(layer.key)
+        if packed is None:
+            return entry
+        dense = dict(entry)
+        for key, value, neutral in self._entries(layer):
+            whole = value.new_full((layer.numel,), neutral)
+            dense[key] = unflat(whole.index_copy_(0, packed.index, value), layer.weight)
+        return dense
+
+
+def at(values: Tensor, packed: Packed | None) -> Tensor:
+    """One-dimensional ``values`` at the packed places; all of them where nothing is packed."""
+    return values if packed is None else values[packed.index]
+
+
+def unflat(values: Tensor, like: Tensor) -> Tensor:
+    """The inverse of ``flat``: the shape and memory order of ``like``."""
+    order = memory_order(like)
+    outer_first = values.view([like.shape[dim] for dim in order])
+    return outer_first.permute([order.index(dim) for dim in range(like.ndim)])
+
+
+def gather(source: Tensor, like: Tensor, index: Tensor, out: Tensor) -> None:
+    torch.index_select(flat(source, like), 0, index, out=out)
+
+
+def scatter(target: Tensor, index: Tensor, values: Tensor) -> None:
+    flat(target, target).scatter_(0, index, values)

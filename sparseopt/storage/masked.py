@@ -1,0 +1,135 @@
+"""Masked storage: the inner optimizer works on the model's own dense tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..bias_correction import BORN, BiasCorrection, Moments, mark_grown
+from ..layers import Layer
+from ..update import Change
+from .state import StateTable, keeps_zeros, mean_of
+from .zeroing import zero_inactive
+
+__all__ = ["Masked"]
+
+
+class Masked:
+    """Dense weights, gradients and state, with zeros at inactive entries; for every optimizer."""
+
+    name = "masked"
+    reads_inactive_gradients = True  # so they must be zeroed before a step
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner = inner
+        self.table = StateTable(inner)
+        self.correction = BiasCorrection(inner)
+        self.clean_at: dict[tuple[int, int], tuple[int, int]] = {}
+        self.begun = False
+
+    def step(self, closure: Callable[[], Any] | None) -> Any:
+        """One step of the inner optimizer."""
+        return self.inner.step() if closure is None else self.inner.step(closure)
+
+    def group(self, layer: Layer) -> dict[str, Any]:
+        return self.inner.param_groups[layer.key[0]]
+
+    # --- around a step ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def begin(self, layers: Sequence[Layer]) -> None:
+        """Make ready for the inner step; gradients are final."""
+        self.begun = True
+        for layer in layers:
+            if not self.is_clean(layer):  # written from elsewhere: model.load_state_dict, an EMA
+                self.mask_weights(layer)
+            if layer.weight.grad is not None:
+                self._stretch(layer, layer.weight, layer.weight.grad, lambda born: born)
+
+    @torch.no_grad()
+    def end(self, layers: Sequence[Layer]) -> None:
+        """Clear up after the inner step, or after its failure."""
+        self.correction.relax()
+        trusted = self.begun and keeps_zeros(self.inner)
+        self.begun = False
+        for layer in layers:
+            # optimizers that mix entries (Muon, Shampoo) write into inactive ones
+            if trusted:
+                self.note_clean(layer)
+            else:
+                self.mask_weights(layer)
+
+    def _stretch(
+        self, layer: Layer, weight: Tensor, grad: Tensor, pick: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Give weights grown late a bias correction of their own, if the recipe asks for it."""
+        state = self.inner.state.get(weight, {})
+        if BORN in layer.extras and "exp_avg" in state:
+            moments = Moments(state, weight, grad, pick(layer.extras[BORN]))
+            self.correction.stretch(moments, self.group(layer))
+
+    def leave(self) -> None:
+        """Give the model its tensors back between evaluations of a closure."""
+
+    # --- zeros ------------------------------------------------------------------------------------
+
+    def is_clean(self, layer: Layer) -> bool:
+        """Whether inactive weights are known to be zero: nothing was written since we saw them."""
+        weight = layer.weight
+        return layer.dense or self.clean_at.get(layer.key) == (weight._version, weight.data_ptr())
+
+    def note_clean(self, layer: Layer) -> None:
+        self.clean_at[layer.key] = (layer.weight._version, layer.weight.data_ptr())
+
+    @torch.no_grad()
+    def mask_weights(self, layer: Layer) -> None:
+        """Make inactive weights exactly zero, whatever was written there."""
+        if not layer.dense:
+            zero_inactive(layer.weight, layer.mask)
+        self.note_clean(layer)
+
+    @torch.no_grad()
+    def clean(self, layer: Layer) -> None:
+        """Zero inactive weights and give their state the neutral value: for what came before."""
+        self.mask_weights(layer)
+        for _, value, neutral in self.table.elementwise(
+            layer.weight, self.group(layer), layer.weight.shape
+        ):
+            value.masked_fill_(~layer.mask, neutral)
+
+    # --- a new topology ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def carry_out(self, change: Change, grown_state: str) -> None:
+        """Move the layer to its new topology: grown weights are zero, survivors untouched."""
+        layer = change.layer
+        self._move_state(change, grown_state)
+        zero_inactive(layer.weight, layer.mask & ~change.fresh)
+        if layer.weight.grad is not None:
+            zero_inactive(layer.weight.grad, layer.mask)
+        self.note_clean(layer)
+        if grown_state == "per_element_step":
+            clock = self.inner.state.get(layer.weight, {}).get("step", 0)
+            mark_grown(layer, change.fresh, float(clock))
+
+    def _move_state(self, change: Change, grown_state: str) -> None:
+        """Give the mask its new values and the state what belongs to them."""
+        layer, fresh = change.layer, change.fresh
+        outside = ~change.mask
+        for _, value, neutral in self.table.elementwise(
+            layer.weight, self.group(layer), layer.weight.shape
+        ):
+            mean = grown_state == "mean" and neutral == 0.0
+            fill = mean_of(value, change.mask & ~fresh) if mean else neutral
+            value.masked_fill_(outside, neutral).masked_fill_(fresh, fill)
+        layer.set_mask(change.mask)
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def portable(self, layer: Layer, entry: dict[str, Any]) -> dict[str, Any]:
+        """The layer's entry of the inner state dict in dense layout."""
+        return entry

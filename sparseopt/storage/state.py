@@ -1,0 +1,119 @@
+"""Which optimizer state holds one value per weight, and what value a new weight starts from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["ELEMENTWISE", "NEUTRAL", "StateTable"]
+
+NEUTRAL: dict[str, float | str] = {
+    # key of element-wise optimizer state -> the value of an entry that has seen no gradient:
+    # a number, or the name of the parameter group's option that holds it
+    "momentum_buffer": 0.0,  # SGD, RMSprop, Muon
+    "exp_avg": 0.0,  # Adam and its relatives, Lion, LAMB
+    "exp_avg_sq": 0.0,
+    "max_exp_avg_sq": 0.0,
+    "exp_inf": 0.0,  # Adamax
+    "exp_avg_var": 0.0,  # AdaBelief
+    "max_exp_avg_var": 0.0,
+    "exp_avg_diff": 0.0,  # Adan
+    "exp_avg_nest_sq": 0.0,
+    "previous_grad": 0.0,
+    "neg_pre_grad": 0.0,
+    "exp_avg_fast": 0.0,  # AdEMAMix
+    "exp_avg_slow": 0.0,
+    "hessian": 0.0,  # Sophia
+    "square_avg": 0.0,  # RMSprop, Adadelta
+    "grad_avg": 0.0,  # RMSprop, centered
+    "acc_delta": 0.0,  # Adadelta
+    "sum": "initial_accumulator_value",  # Adagrad
+    "ax": 0.0,  # ASGD: an average of weights
+    "z": 0.0,  # schedule-free: the weights before averaging
+    "prev": 0.0,  # Rprop
+    "step_size": "lr",  # Rprop
+}
+"""Optimizer state cleared where weights are dropped or grown; add keys of your optimizer."""
+
+MIXED = {
+    # state that mixes entries (rows, columns, rotations): clearing an entry has no meaning
+    "Adafactor": {"row_var", "col_var", "variance"},
+    "SOAP": {"exp_avg", "exp_avg_sq", "GG", "Q"},
+    "Shampoo": set[str](),
+}
+
+ELEMENTWISE = {
+    # class names of optimizers whose rule treats every entry by itself (or by sums over all
+    # entries, to which inactive ones add nothing): they may work on the active values alone
+    "SGD",
+    "Adam",
+    "AdamW",
+    "RMSprop",
+    "Adagrad",
+    "Adadelta",
+    "Adamax",
+    "NAdam",
+    "RAdam",
+    "ASGD",
+    "Rprop",
+    "Lion",
+}
+"""Optimizers that may be given the active values only; add the class name of yours."""
+
+
+def is_elementwise(inner: Optimizer) -> bool:
+    """Whether the optimizer's rule is known to be element-wise; subclasses are not trusted."""
+    return type(inner).__name__ in ELEMENTWISE
+
+
+def keeps_zeros(inner: Optimizer) -> bool:
+    """Whether zero weights with zero gradients provably stay zero (0 / 0 would make NaN)."""
+    return is_elementwise(inner) and all(group.get("eps", 1.0) > 0 for group in inner.param_groups)
+
+
+class StateTable:
+    """Looks up element-wise state; warns once for each key that it does not know."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner = inner
+        self.warned: set[str] = set()
+
+    def elementwise(
+        self, weight: Tensor, group: dict[str, Any], shape: torch.Size
+    ) -> Iterator[tuple[str, Tensor, float]]:
+        """State tensors of this shape with one value per weight: key, tensor, neutral value."""
+        mixed = MIXED.get(type(self.inner).__name__, set())
+        for key, value in self.inner.state.get(weight, {}).items():
+            if not torch.is_tensor(value) or (value.numel() <= 1 and shape.numel() > 1):
+                continue
+            if key in NEUTRAL and key not in mixed and value.shape == shape:
+                neutral = NEUTRAL[key]
+                yield (
+                    key,
+                    value,
+                    float(group.get(neutral, 0.0) if isinstance(neutral, str) else neutral),
+                )
+            elif key not in mixed and value.is_floating_point():
+                self._warn(key)
+
+    def _warn(self, key: str) -> None:
+        if key in self.warned:
+            return
+        self.warned.add(key)
+        warnings.warn(
+            f"state {key!r} of {type(self.inner).__name__} is not known to hold one value per "
+            "weight: it is left alone when weights are dropped and grown. If it does, add it: "
+            f"sparseopt.storage.NEUTRAL[{key!r}] = 0.0",
+            stacklevel=2,
+        )
+
+
+def mean_of(value: Tensor, where: Tensor) -> float:
+    """Mean over the entries ``where``; 0 if there are none."""
+    number = int(torch.count_nonzero(where))
+    return float(value.masked_fill(~where, 0.0).sum()) / number if number else 0.0
