@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import numbers
 from collections.abc import Mapping
@@ -88,7 +89,7 @@ class ModelCost:
             kind: sum(row.other.get(kind, 0) for row in self.modules.values()) for kind in kinds
         }
 
-    @property
+    @functools.cached_property
     def flops(self) -> int:
         """FLOPs of one sample: two per multiply-add, and those of norms and pooling."""
         return sum(row.flops for row in self.modules.values())
@@ -183,7 +184,8 @@ def by_parameter(cost: ModelCost, densities: Densities) -> dict[str, float]:
 
 def _parameters_of(cost: ModelCost, name: str) -> list[tuple[str, int]]:
     """The parameters a name stands for, each with how closely it was named."""
-    name = _known(cost, name)
+    if name not in cost.sizes:
+        name = _known(cost, name)
     if name in cost.sizes:
         return [(name, len(name) + 1)]
     prefix = f"{name}." if name else ""

@@ -93,7 +93,7 @@ def training_flops(
     _check_run(steps, batch_size, update_every)
     record = density_record(cost, schedule, steps, update_every)
     grown = _growth_steps(steps, update_every, stop) if include_growth else ()
-    run = run_cost(cost, record, steps, batch_size, growth_steps=grown)
+    run = _sum(cost, record, steps, batch_size, grown)
     return run.training + run.growth
 
 
@@ -132,7 +132,7 @@ def growth_flops(
     _check_run(steps, batch_size, update_every)
     record = density_record(cost, schedule, steps, update_every)
     grown = _growth_steps(steps, update_every, stop)
-    return run_cost(cost, record, steps, batch_size, growth_steps=grown).growth
+    return _sum(cost, record, steps, batch_size, grown).growth
 
 
 def run_cost(
@@ -169,21 +169,9 @@ def run_cost(
         (330000.0, 600000.0, 0.55)
     """
     _check_run(steps, batch_size, 1)
-    starts = _starts(record)
-    shares = [by_parameter(cost, densities) for _, densities in record]
-    ends = [min(steps, start) for start in starts[1:]] + [steps]
-    lengths = [max(0, end - start) for start, end in zip(starts, ends, strict=True)]
-    forward = [inference(cost, share) for share in shares]
-    passes = (1 + BACKWARD) * batch_size
-    last = bisect.bisect_right(starts, steps) - 1
-    return RunCost(
-        steps=steps,
-        training=passes * math.fsum(n * one for n, one in zip(lengths, forward, strict=True)),
-        growth=batch_size * math.fsum(_missing(cost, starts, shares, growth_steps, steps)),
-        dense=float(passes * steps * cost.flops),
-        inference=forward[last],
-        parameters=parameters(cost, shares[last]),
-    )
+    _check_order([start for start, _ in record])
+    checked = [(int(start), by_parameter(cost, densities)) for start, densities in record]
+    return _sum(cost, checked, steps, batch_size, growth_steps)
 
 
 def density_record(
@@ -220,6 +208,33 @@ def density_record(
     return record
 
 
+def _sum(
+    cost: ModelCost,
+    record: list[tuple[int, dict[str, float]]],
+    steps: int,
+    batch_size: float,
+    growth_steps: Iterable[int],
+) -> RunCost:
+    """`run_cost` of a record that is checked."""
+    starts = [start for start, _ in record]
+    shares = [share for _, share in record]
+    ends = [min(steps, start) for start in starts[1:]] + [steps]
+    lengths = [max(0, end - start) for start, end in zip(starts, ends, strict=True)]
+    forward = [inference(cost, share) for share in shares]
+    passes = (1 + BACKWARD) * batch_size
+    # step t ran at the densities that held before it was completed
+    grown = [bisect.bisect_right(starts, t - 1) - 1 for t in growth_steps if 1 <= t <= steps]
+    last = bisect.bisect_right(starts, steps) - 1
+    return RunCost(
+        steps=steps,
+        training=passes * math.fsum(n * one for n, one in zip(lengths, forward, strict=True)),
+        growth=batch_size * math.fsum(cost.flops - forward[piece] for piece in grown),
+        dense=float(passes * steps * cost.flops),
+        inference=forward[last],
+        parameters=parameters(cost, shares[last]),
+    )
+
+
 def _densities_at(schedule: Schedule, progress: float) -> Densities:
     if isinstance(schedule, Mapping):
         return {name: _value_at(value, progress) for name, value in schedule.items()}
@@ -241,31 +256,12 @@ def _growth_steps(steps: int, update_every: int, stop: float) -> range:
     return range(update_every, last + 1, update_every)
 
 
-def _missing(
-    cost: ModelCost,
-    starts: list[int],
-    shares: list[dict[str, float]],
-    growth_steps: Iterable[int],
-    steps: int,
-) -> list[float]:
-    """FLOPs of the inactive part of the weight gradients, for each growth step, of one sample."""
-    rest = [cost.flops - inference(cost, share) for share in shares]
-    # step t ran at the densities that held before it was completed
-    return [
-        rest[bisect.bisect_right(starts, step - 1) - 1]
-        for step in growth_steps
-        if 1 <= step <= steps
-    ]
-
-
-def _starts(record: Record) -> list[int]:
-    starts = [int(step) for step, _ in record]
+def _check_order(starts: list[int]) -> None:
     if not starts or starts[0] != 0 or sorted(starts) != starts:
         raise ValueError(
             f"record starts at steps {starts[:5]}; give (step, densities) pairs in order, "
             "the first at step 0"
         )
-    return starts
 
 
 def _check_run(steps: int, batch_size: float, update_every: int) -> None:
