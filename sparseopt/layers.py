@@ -65,8 +65,8 @@ class Layer:
 
     @property
     def density(self) -> float:
-        """Fraction of weights that are active, in [0, 1]."""
-        return self.nnz / self.numel
+        """Fraction of weights that are active, in [0, 1]; 1 for a layer without any."""
+        return self.nnz / self.numel if self.numel else 1.0
 
     @property
     def dense(self) -> bool:
