@@ -1,0 +1,79 @@
+"""Every Python block in the documents runs, and every command and link in them exists."""
+
+import re
+from configparser import ConfigParser
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+
+BLOCK = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+SHELL = ("bash", "sh", "shell", "console")
+
+
+def blocks(text: str, *languages: str) -> list[tuple[int, str]]:
+    """The code blocks in these languages, each with the line of the file that it starts on."""
+    return [
+        (text.count("\n", 0, found.start("code")) + 1, found["code"])
+        for found in BLOCK.finditer(text)
+        if found["language"] in languages
+    ]
+
+
+def documents() -> list[str]:
+    root = Path(__file__).resolve().parents[1]
+    found = ["README.md", "CONTRIBUTING.md", "examples/README.md"]
+    return found + [str(path.relative_to(root)) for path in sorted(root.glob("docs/**/*.md"))]
+
+
+@pytest.mark.parametrize("document", documents())
+def test_every_python_block_runs_in_order(
+    root: Path, document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a checkpoint that a block writes goes here
+    torch.manual_seed(0)
+    namespace: dict[str, object] = {"__name__": "readme"}
+    with patch.dict("sparseopt.algorithms.registry.RECIPES"):  # recipes shown are forgotten again
+        for line, code in blocks((root / document).read_text(), "python"):
+            # newlines before the code: a traceback shows the line of the document
+            exec(compile("\n" * (line - 1) + code, document, "exec"), namespace)
+
+
+def test_the_readme_and_the_guide_show_python(root: Path) -> None:
+    for document in ("README.md", "CONTRIBUTING.md"):
+        assert blocks((root / document).read_text(), "python"), document
+
+
+@pytest.fixture(scope="module", params=documents())
+def text(root: Path, request: pytest.FixtureRequest) -> str:
+    return (root / request.param).read_text()
+
+
+@pytest.fixture
+def commands(text: str) -> str:
+    return "\n".join(code for _, code in blocks(text, *SHELL))
+
+
+def test_every_make_target_shown_exists(root: Path, commands: str) -> None:
+    made = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)", commands)) <= made
+
+
+def test_every_script_shown_exists(root: Path, commands: str) -> None:
+    for script in re.findall(r"\bpython3? ([\w./-]+\.py)", commands):
+        assert (root / script).is_file(), script
+
+
+def test_every_extra_shown_exists(root: Path, text: str) -> None:
+    setup = ConfigParser()
+    setup.read(root / "setup.cfg")
+    for extras in re.findall(r"(?:sparseopt|\.)\[([\w,-]+)\]", text):
+        assert set(extras.split(",")) <= set(setup["options.extras_require"]), extras
+
+
+@pytest.mark.parametrize("document", documents())
+def test_every_local_link_leads_somewhere(root: Path, document: str) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", (root / document).read_text()):
+        if "://" not in target:
+            assert (root / document).parent.joinpath(target).exists(), target
