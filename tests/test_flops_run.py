@@ -235,6 +235,12 @@ def test_a_record_is_summed_up_to_any_step():
     assert flops.run_cost(COST, record, 30).inference == pytest.approx(two)
 
 
+def test_a_run_prints_its_share_of_dense():
+    text = str(flops.run_cost(COST, [(0, 1.0), (5, 0.0)], 10, growth_steps=[6]))
+    assert text.startswith("10 steps: ") and "% of dense" in text
+    assert f"{REST:,} FLOPs per sample" in text
+
+
 def test_a_run_of_no_steps_costs_nothing():
     run = flops.run_cost(COST, [(0, 0.5)], steps=0)
     assert (run.training, run.dense) == (0.0, 0.0) and math.isnan(run.share)

@@ -46,6 +46,13 @@ class RunCost:
         """``training / dense``, growth left out as in the paper; nan before the first step."""
         return self.training / self.dense if self.dense else math.nan
 
+    def __str__(self) -> str:
+        return (
+            f"{self.steps:,} steps: {self.training:.4g} FLOPs of training, "
+            f"{100 * self.share:.1f} % of dense; {self.growth:.4g} more for growth; "
+            f"{self.inference:,.0f} FLOPs per sample and {self.parameters:,} parameters at the end"
+        )
+
 
 def training_flops(
     cost: ModelCost,
