@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from dataclasses import dataclass
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Linear",
     "Phases",
     "Polynomial",
+    "Scaled",
     "Schedule",
     "Sigmoid",
     "starting_at",
@@ -206,17 +208,47 @@ class Phases(Schedule):
         return tuple(math.ceil(start * total_steps - 1e-9) for start in self.starts[1:])
 
 
-def starting_at(schedule: Schedule, value: float | Schedule) -> Schedule:
+@dataclass(frozen=True)
+class Scaled(Schedule):
+    """``offset + scale * schedule(progress)``: one schedule drawn on another axis.
+
+    MEST's density, the target plus a bound that shrinks (Yuan et al. 2021):
+
+    >>> Scaled(Polynomial(0.1), scale=0.3, offset=0.3)(1.0)
+    0.3
+    """
+
+    schedule: Schedule
+    scale: float
+    offset: float = 0.0
+
+    def __call__(self, progress: float) -> float:
+        return self.offset + self.scale * self.schedule(progress)
+
+    def events(self, total_steps: int) -> tuple[int, ...]:
+        return self.schedule.events(total_steps)
+
+
+def starting_at(
+    schedule: Schedule, value: float | Schedule, argument: str = "drop_fraction"
+) -> Schedule:
     """``schedule`` with another start value; a schedule given as ``value`` replaces it.
 
     This is what a plain number for ``drop_fraction=`` means.
+
+    Raises:
+        TypeError: If ``value`` is neither; the message names ``argument``.
 
     >>> starting_at(Cosine(0.3), 0.1)
     Cosine(start=0.1, end=0.0)
     >>> starting_at(Cosine(0.3), Constant(0.2))
     Constant(value=0.2)
     """
-    if not isinstance(value, (int, float)):
+    if callable(value):
         return value
-    first = dataclasses.fields(schedule)[0].name  # type: ignore[arg-type]
-    return dataclasses.replace(schedule, **{first: float(value)})  # type: ignore[type-var]
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"{argument}={value!r} must be a number, where {schedule!r} starts, or a schedule"
+        )
+    first = dataclasses.fields(schedule)[0].name
+    return dataclasses.replace(schedule, **{first: float(value)})

@@ -3,7 +3,8 @@
 A score is a function ``(layer, context) -> Tensor`` of the weight's shape; larger is better. The
 weights with the lowest scores are dropped, those with the highest are grown. ``layer.gradient`` is
 the dense gradient of the step just taken, for scores that ask for it with
-``@score(needs_gradient=True)``.
+``@score(needs_gradient=True)``; ``layer.mask`` is the topology at that stage of the update: the
+dropped are out of it when growth is scored.
 """
 
 from __future__ import annotations
@@ -16,9 +17,19 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from . import links
 from .layers import Layer
 
-__all__ = ["Context", "MagnitudeGradient", "Score", "gradient", "magnitude", "score"]
+__all__ = [
+    "Context",
+    "LinkPrediction",
+    "MagnitudeGradient",
+    "RelativeImportance",
+    "Score",
+    "gradient",
+    "magnitude",
+    "score",
+]
 
 Scored = TypeVar("Scored", bound=Callable[..., Any])
 
@@ -39,14 +50,15 @@ class Context:
     progress: float = 0.0
     seed: int = 0
 
-    def generator(self, layer: Layer | None = None) -> torch.Generator:
+    def generator(self, layer: Layer | None = None, purpose: str = "") -> torch.Generator:
         """A private random stream for one layer at this update, the same on every replica.
 
-        It depends on the seed, the step and the layer's place in the optimizer only: nothing is
-        drawn from the global stream, and a checkpoint need not store any generator.
+        It depends on the seed, the step, the layer's place in the optimizer and the purpose only:
+        nothing is drawn from the global stream, and a checkpoint need not store any generator.
         """
         place = (-1, -1) if layer is None else layer.key
-        text = repr((self.seed, self.step, self.updates, place)).encode()
+        told = (purpose,) if purpose else ()
+        text = repr((self.seed, self.step, self.updates, place, *told)).encode()
         digest = hashlib.blake2b(text, digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -106,6 +118,72 @@ class MagnitudeGradient:
 
     def __call__(self, layer: Layer, context: Context) -> Tensor:
         return layer.weight.detach().abs() + self.weight * given_gradient(layer).abs()
+
+
+@score()
+@dataclass(frozen=True)
+class RelativeImportance:
+    """A weight's share of its row plus its share of its column (CHTs, Zhang et al. 2025).
+
+    Attributes:
+        alpha: 0 for the shares, 1 for (twice) the magnitude, in [0, 1].
+
+    Example:
+        >>> layer = Layer("fc", torch.tensor([[1.0, 2.0], [0.0, 2.0]]), (0, 0))
+        >>> RelativeImportance()(layer, Context())
+        tensor([[1.3333, 1.1667],
+                [0.0000, 1.5000]])
+    """
+
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(
+                f"alpha={self.alpha} must be in [0, 1]: 0 relative importance, 1 magnitude"
+            )
+
+    def __call__(self, layer: Layer, context: Context) -> Tensor:
+        active = layer.weight.detach().abs() * layer.mask
+        return links.relative_importance(active, self.alpha)
+
+
+@score()
+@dataclass(frozen=True)
+class LinkPrediction:
+    """How likely a missing link is in the layer's graph of active weights (CHT and CHTs).
+
+    The packed projection of attention (``in_proj_weight``) is three graphs, for q, k and v. What a
+    convolution becomes (outputs by inputs * kernel) is our extension.
+
+    Attributes:
+        predictor: "ch2_l3n", "ch3_l3n", "ch2_l3p" or "ch3_l3p", see :mod:`sparseopt.links`.
+
+    Example:
+        >>> layer = Layer("fc", torch.zeros(2, 3), (0, 0))
+        >>> layer.set_mask(torch.tensor([[1, 1, 0], [0, 1, 1]]).bool())
+        >>> LinkPrediction("ch2_l3n")(layer, Context())
+        tensor([[0., 0., 4.],
+                [4., 0., 0.]])
+    """
+
+    predictor: str = "ch3_l3p"
+
+    def __post_init__(self) -> None:
+        if self.predictor not in PREDICTORS:
+            raise ValueError(f"predictor={self.predictor!r} is not one of {', '.join(PREDICTORS)}")
+
+    def __call__(self, layer: Layer, context: Context) -> Tensor:
+        graphs = 3 if layer.name.endswith("in_proj_weight") and layer.shape[0] % 3 == 0 else 1
+        return torch.cat([PREDICTORS[self.predictor](part) for part in layer.mask.chunk(graphs)])
+
+
+PREDICTORS = {
+    "ch2_l3n": links.ch2_l3n,
+    "ch3_l3n": links.ch3_l3n,
+    "ch2_l3p": links.ch2_l3p,
+    "ch3_l3p": links.ch3_l3p,
+}
 
 
 def given_gradient(layer: Layer) -> Tensor:

@@ -8,6 +8,7 @@ list of :class:`Change`, which the storage carries out.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ def settle(
         return [torch.ones_like(layer.mask) for layer in layers]
     if algorithm.settle_scope == "global":
         total = max(len(layers), math.floor(levels.density * size(layers) + 0.5))
+        total = min(total, sum(layer.nnz for layer in layers))
         return prune_across(layers, algorithm.drop, total, context)
     wanted = counts(layers, algorithm, levels.density)
     return [
@@ -126,6 +128,18 @@ def exchange(
     """
     if algorithm.scope == "global":
         return exchange_across(layers, settled, algorithm, levels, context)
+    kept = drop_each(layers, settled, algorithm, levels, context)
+    return kept, grow_each(layers, kept, lacking(settled, kept), algorithm, context)
+
+
+def drop_each(
+    layers: Sequence[Layer],
+    settled: Sequence[Tensor],
+    algorithm: Algorithm,
+    levels: Levels,
+    context: Context,
+) -> list[Tensor]:
+    """What is kept when each layer drops its share, no more than it has room to grow again."""
     high = [count(mask) for mask in settled]
     free = [layer.numel - (layer.nnz if forbids(algorithm) else 0) for layer in layers]
     low = [
@@ -134,16 +148,40 @@ def exchange(
             lows(layers, settled, algorithm, levels), high, free, strict=True
         )
     ]
-    kept = [
-        best(layer, algorithm.drop, mask, number, context, algorithm.drop_select)
+    return [
+        best(at_stage(layer, mask), algorithm.drop, mask, number, context,
+             algorithm.drop_select, "drop")
         for layer, mask, number in zip(layers, settled, low, strict=True)
-    ]
-    active = [
-        mask | best(layer, algorithm.grow, candidates(layer, mask, algorithm), top - number,
-                    context, algorithm.grow_select)
-        for layer, mask, top, number in zip(layers, kept, high, low, strict=True)
     ]  # fmt: skip
-    return kept, active
+
+
+def grow_each(
+    layers: Sequence[Layer],
+    kept: Sequence[Tensor],
+    numbers: Sequence[int],
+    algorithm: Algorithm,
+    context: Context,
+) -> list[Tensor]:
+    """The kept weights of each layer and its number of new ones."""
+    return [
+        mask | best(at_stage(layer, mask), algorithm.grow, candidates(layer, mask, algorithm),
+                    number, context, algorithm.grow_select)
+        for layer, mask, number in zip(layers, kept, numbers, strict=True)
+    ]  # fmt: skip
+
+
+def lacking(settled: Sequence[Tensor], kept: Sequence[Tensor]) -> list[int]:
+    """How many weights each layer must grow to have as many as before the drop."""
+    return [count(before) - count(after) for before, after in zip(settled, kept, strict=True)]
+
+
+def at_stage(layer: Layer, mask: Tensor) -> Layer:
+    """The layer as scores see it between drop and growth: with the mask of that stage."""
+    if mask is layer.mask:
+        return layer
+    seen = copy.copy(layer)
+    seen.mask, seen.nnz = mask, count(mask)
+    return seen
 
 
 def exchange_across(
@@ -163,7 +201,8 @@ def exchange_across(
     kept = prune_across(layers, algorithm.drop, max(high - dropped, len(layers)), context, settled)
     among = [candidates(layer, mask, algorithm) for layer, mask in zip(layers, kept, strict=True)]
     wanted = high - sum(count(mask) for mask in kept)
-    grown = best_across(layers, algorithm.grow, among, wanted, context)
+    seen = [at_stage(layer, mask) for layer, mask in zip(layers, kept, strict=True)]
+    grown = best_across(seen, algorithm.grow, among, wanted, context)
     return kept, [mask | new for mask, new in zip(kept, grown, strict=True)]
 
 
@@ -242,27 +281,34 @@ def best(
     k: int,
     context: Context,
     select: Select = top_k,
+    purpose: str = "",
 ) -> Tensor:
     """The ``k`` entries ``among`` the candidates that are worth most; without a score, any."""
-    generator = context.generator(layer)
+    generator = context.generator(layer, purpose)
     if score is None:
         return choose(among, k, generator)
     number = count(among)
     if k in (0, number):
         return among.clone() if k else torch.zeros_like(among)
     if getattr(score, "elementwise", False) and 2 * number < layer.numel:
-        return best_of_few(layer, score, among, k, context, select)
+        return best_of_few(layer, score, among, k, context, select, generator)
     worth = score(layer, context).masked_fill(~among, -math.inf)
     return select_by(select, worth, k, generator)
 
 
 def best_of_few(
-    layer: Layer, score: Score, among: Tensor, k: int, context: Context, select: Select
+    layer: Layer,
+    score: Score,
+    among: Tensor,
+    k: int,
+    context: Context,
+    select: Select,
+    generator: torch.Generator,
 ) -> Tensor:
     """The same where the candidates are few: only they are scored."""
     index = among.flatten().nonzero().squeeze(1)
     worth = score(entries(layer, index), context)
-    chosen = select_by(select, worth, k, context.generator(layer))
+    chosen = select_by(select, worth, k, generator)
     mask = torch.zeros_like(among, memory_format=torch.contiguous_format)
     mask.view(-1)[index[chosen]] = True
     return mask

@@ -5,18 +5,38 @@ A recipe is a function of the target sparsity that returns an :class:`Algorithm`
 """
 
 from .algorithm import Algorithm
+from .alternating import acdc
 from .drop_and_grow import rigl, set, static
-from .registry import Recipe, algorithm, available, find, option_names, resolve
+from .gradual import gmp, granet_g, granet_r
+from .hebbian import cht, chts, chtss
+from .memory_bound import mest_g, mest_r
+from .registry import Recipe, Row, algorithm, available, find, option_names, resolve, table
+from .sparse_momentum import snfs
+from .structured import nm, srigl
 
 __all__ = [
     "Algorithm",
     "Recipe",
+    "Row",
+    "acdc",
     "algorithm",
     "available",
+    "cht",
+    "chts",
+    "chtss",
     "find",
+    "gmp",
+    "granet_g",
+    "granet_r",
+    "mest_g",
+    "mest_r",
+    "nm",
     "option_names",
     "resolve",
     "rigl",
     "set",
+    "snfs",
+    "srigl",
     "static",
+    "table",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,8 @@ class Algorithm:
             keeps goes into ``layer.extras``.
         reset_state: Forget all optimizer state when an update makes the network dense again.
         keep_dense: Keep a copy of all parameters from before an update prunes the dense network.
+        check: Called with the layers before anything is changed: raises, or warns, about layers
+            that the method cannot take.
         skip_step_on_update: Leave out the optimizer step when the topology is updated, as the
             original RigL code does.
     """
@@ -79,6 +81,7 @@ class Algorithm:
     observe: Callable[[Layer], None] | None = None
     reset_state: bool = False
     keep_dense: bool = False
+    check: Callable[[Sequence[Layer]], None] | None = None
     skip_step_on_update: bool = False
 
     def __post_init__(self) -> None:
@@ -135,8 +138,30 @@ class Algorithm:
             return True
         if step % update_every or not (self.exchanges or self.ramps):
             return False
+        if self._rests(step, total_steps, update_every):
+            return False
         begin = self.start * (total_steps or 0)
         return max(begin, 1) <= step <= self.last_step(total_steps, update_every)
+
+    def _rests(self, step: int, total_steps: int | None, update_every: int) -> bool:
+        """Whether nothing is exchanged and the density has not moved since the last update."""
+        if self.exchanges or total_steps is None:
+            return False
+        return self.density(step / total_steps) == self.density((step - update_every) / total_steps)
+
+    def check_length(self, total_steps: int, update_every: int) -> None:
+        """Raise ValueError if no update comes before the end of the density's schedule."""
+        if not self.ramps:
+            return
+        begin = max(getattr(self.density, "start", 0.0), self.start) * total_steps
+        end = getattr(self.density, "stop", 1.0) * total_steps
+        first = max(1, math.ceil(begin / update_every - 1e-9)) * update_every
+        if first > min(end + 1e-9, self.last_step(total_steps, update_every)):
+            raise ValueError(
+                f"update_every={update_every} leaves no topology update before the density of "
+                f"algo={self.name!r} reaches its end at step {min(end, total_steps):g} of "
+                f"total_steps={total_steps}: lower update_every, or make the schedule longer"
+            )
 
     def levels(self, step: int, total_steps: int | None, update_every: int) -> Levels:
         """What the schedules say after optimizer step number ``step``.

@@ -12,12 +12,12 @@ from ..schedules import Constant, Cosine, Schedule, starting_at
 from ..scores import Context, gradient, score
 from ..update import drop_number
 from .algorithm import Algorithm
-from .registry import algorithm
+from .registry import Row, algorithm
 
 __all__ = ["rigl", "set", "static"]
 
 
-@algorithm("static")
+@algorithm("static", Row("nothing", "nothing", "constant", "erk", "baseline"))
 def static(sparsity: float = 0.5, **options: Any) -> Algorithm:
     """A random topology that stays as it is: the baseline of every comparison.
 
@@ -32,7 +32,7 @@ def static(sparsity: float = 0.5, **options: Any) -> Algorithm:
     return Algorithm(sparsity, **options)
 
 
-@algorithm("set")
+@algorithm("set", Row("smallest weight", "at random", "constant", "erk", "Mocanu et al. 2018"))
 def set(
     sparsity: float = 0.5,
     *,
@@ -61,7 +61,9 @@ def set(
     return Algorithm(sparsity, drop_fraction=fraction, **options)
 
 
-@algorithm("rigl")
+@algorithm(
+    "rigl", Row("smallest weight", "largest gradient", "constant", "erk", "Evci et al. 2020")
+)
 def rigl(
     sparsity: float = 0.5,
     *,

@@ -6,14 +6,16 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ..distributions import check_sparsity
 from ..schedules import Constant, starting_at
 from .algorithm import Algorithm
 
-__all__ = ["Recipe", "algorithm", "available", "find", "resolve"]
+__all__ = ["Recipe", "Row", "algorithm", "available", "find", "resolve", "table"]
 
 COMMON = (
     "distribution",
@@ -32,18 +34,50 @@ Recipe = Callable[..., Algorithm]
 RECIPES: dict[str, Recipe] = {}
 
 
-def algorithm(name: str) -> Callable[[Recipe], Recipe]:
+@dataclass(frozen=True)
+class Row:
+    """A recipe's row in the table of methods: what it chooses on each axis, in a few words.
+
+    Attributes:
+        drops: By what weights are dropped.
+        grows: By what weights are grown.
+        density: How the density goes over time.
+        distribution: How the weights are shared out over the layers.
+        paper: First author and year.
+    """
+
+    drops: str
+    grows: str
+    density: str
+    distribution: str
+    paper: str
+
+    @property
+    def year(self) -> int:
+        """Year of the paper named first; 0 without one."""
+        found = re.search(r"\d{4}", self.paper)
+        return int(found.group()) if found else 0
+
+
+ROWS: dict[str, Row] = {}
+
+
+def algorithm(
+    name: str, row: Row | None = None, *, options_of: Recipe | None = None
+) -> Callable[[Recipe], Recipe]:
     """Register a recipe under a name that ``SparseOptimizer(algo=name)`` understands.
 
     Args:
         name: The name; registering it again replaces the recipe.
+        row: What :func:`table` says of it; None: it is not listed there.
+        options_of: A recipe whose options this one takes too, and hands on to it.
 
     Example:
         >>> from sparseopt.algorithms import rigl
-        >>> @algorithm("lazy_rigl")
+        >>> @algorithm("lazy_rigl", options_of=rigl)
         ... def lazy_rigl(sparsity=0.5, **options):
-        ...     return rigl(sparsity, drop_fraction=0.05, **options)
-        >>> lazy_rigl(0.9).name, "lazy_rigl" in available()
+        ...     return rigl(sparsity, **{"drop_fraction": 0.05} | options)
+        >>> lazy_rigl(0.9, stop=0.5).name, "lazy_rigl" in available()
         ('lazy_rigl', True)
         >>> del RECIPES["lazy_rigl"]
     """
@@ -54,10 +88,33 @@ def algorithm(name: str) -> Callable[[Recipe], Recipe]:
             check_options(named, name, options)
             return dataclasses.replace(recipe(*args, **options), name=name)
 
+        named.options_of = options_of  # type: ignore[attr-defined]
         RECIPES[name] = named
+        ROWS.pop(name, None)
+        if row is not None:
+            ROWS[name] = row
         return named
 
     return register
+
+
+def table(pages: str = "docs/algorithms/") -> str:
+    """The recipes as a Markdown table, one column per axis, oldest first.
+
+    Args:
+        pages: Where the recipes' pages are, as seen from the file that shows the table.
+
+    Example:
+        >>> print("\\n".join(table().splitlines()[:2]))
+        | name | drops by | grows by | density over time | distribution | paper |
+        |---|---|---|---|---|---|
+    """
+    lines = ["| name | drops by | grows by | density over time | distribution | paper |"]
+    lines.append("|---" * 6 + "|")
+    for name, row in sorted(ROWS.items(), key=lambda item: (item[1].year, item[0])):
+        cells = (row.drops, row.grows, row.density, row.distribution, row.paper)
+        lines.append(f"| [`{name}`]({pages}{name}.md) | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def available() -> list[str]:
@@ -78,7 +135,10 @@ def option_names(recipe: Recipe) -> list[str]:
     parameters = inspect.signature(recipe).parameters
     own = [name for name, parameter in parameters.items() if parameter.kind < parameter.VAR_KEYWORD]
     common = COMMON if len(own) < len(parameters) else ()
-    return [name for name in (*own, *common) if name != "sparsity"]
+    base = getattr(recipe, "options_of", None)
+    inherited = option_names(base) if base is not None else []
+    names = dict.fromkeys((*own, *inherited, *common))
+    return [name for name in names if name != "sparsity"]
 
 
 def check_options(recipe: Recipe, name: str, options: dict[str, Any]) -> None:
