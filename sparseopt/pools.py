@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,13 +36,16 @@ class Pool:
         if self.algorithm.check is not None:
             self.algorithm.check(self.layers)
         density = self.algorithm.levels(context.step, total_steps, every).density
-        numbers = counts(
-            self.algorithm.distribution, [layer.shape for layer in self.layers], density
-        )
         topology = self.algorithm.topology
         if isinstance(topology, Mapping):
-            return self._given(topology, numbers)
-        return topologies.masks(topology, self.layers, numbers, context.generator)
+            with warnings.catch_warnings():  # of layers left empty: here the masks decide
+                warnings.simplefilter("ignore")
+                return self._given(topology, self._numbers(density))
+        return topologies.masks(topology, self.layers, self._numbers(density), context.generator)
+
+    def _numbers(self, density: float) -> list[int]:
+        """How many weights of each layer are active at a density."""
+        return counts(self.algorithm.distribution, [layer.shape for layer in self.layers], density)
 
     def _given(self, masks: Mapping[str, Tensor], numbers: Sequence[int]) -> list[Tensor]:
         names = [layer.name for layer in self.layers]
