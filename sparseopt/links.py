@@ -24,8 +24,8 @@ In the node form ``i`` counts the links a middle node shares with the end on its
 Cost of a layer with m outputs, n inputs and nnz links: the node scores take ``2 (m*m*n + m*n*n)``
 multiply-adds at any sparsity. The path scores take up to twice ``m * sum of squared row degrees``,
 which is nnz squared where degrees are even, or the same over columns if that is less: 1568 x 1568
-at 95 % sparsity takes 0.9 s on one core, at 99 % 0.1 s; twice the width or half the sparsity means
-16 or 4 times the work. Memory grows with m * n and a block of rows, never with the number of paths.
+at 95 % sparsity takes 0.7 s on one core, at 99 % 0.1 s, at 90 % 1.8 s; twice the width means 16
+times the work, twice the links 4 times. Memory grows with m * n, never with the number of paths.
 """
 
 from __future__ import annotations
@@ -253,14 +253,31 @@ def _over_middles(links: Tensor, rows: Tensor, columns: Tensor, local: bool) -> 
     """
     inputs = links.T.contiguous()
     score = torch.zeros_like(inputs)
+    counted = _counted(inputs, rows)
     # A neighbour of j alone leaves a = b, and (i, b) is a link.
     for j in (rows > 1).nonzero().view(-1).tolist():
         neighbours = links[j].nonzero().view(-1)
         near = inputs.index_select(0, neighbours)
-        over_b = _path_worth(near @ near.T, columns[neighbours], local)
+        shared = near @ near.T if counted is None else _pairs(counted, neighbours)
+        over_b = _path_worth(shared, columns[neighbours], local)
         over_j = _path_worth(near.sum(0), rows[j], local)
         score.index_add_(0, neighbours, (over_b @ near).mul_(over_j))
     return score.T
+
+
+def _counted(inputs: Tensor, rows: Tensor) -> Tensor | None:
+    """Shared outputs of all pairs of inputs, where one product is less work than many small ones.
+
+    Left out also where its n * n entries would take more than 4 times the memory of the score.
+    """
+    pairs = len(inputs) ** 2
+    fits = pairs <= 4 * inputs.numel()
+    return inputs @ inputs.T if fits and rows.square().sum() > pairs else None
+
+
+def _pairs(counted: Tensor, nodes: Tensor) -> Tensor:
+    # Twice the speed of counted[nodes[:, None], nodes].
+    return counted.index_select(0, nodes).index_select(1, nodes)
 
 
 def _path_worth(common: Tensor, degree: Tensor, local: bool) -> Tensor:

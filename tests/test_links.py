@@ -111,6 +111,19 @@ def test_node_scores_do_not_depend_on_the_block_size(score, monkeypatch):
     torch.testing.assert_close(score(mask, dtype=torch.float64), expected)
 
 
+@pytest.mark.parametrize("score", [ch2_l3p, ch3_l3p])
+@given(mask=masks())
+def test_path_scores_are_the_same_however_shared_links_are_counted(score, mask):
+    found = {}
+    for at_once in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            counted = (lambda inputs, rows: inputs @ inputs.T) if at_once else (lambda *_: None)
+            patch.setattr(links, "_counted", counted)
+            found[at_once] = score(mask, dtype=torch.float64)
+    torch.testing.assert_close(found[True], found[False])
+    torch.testing.assert_close(found[True], literal(score, mask))
+
+
 def test_path_score_of_a_wide_layer_takes_less_than_two_seconds():
     mask = torch.rand(1568, 1568, generator=torch.Generator().manual_seed(0)) < 0.05
     start = time.process_time()
@@ -182,13 +195,15 @@ def test_percolation_of_two_layers_leaves_no_neuron_half_connected(layers):
 
 def test_percolation_crosses_convolutions_by_channel():
     first = torch.ones(3, 2, 3, 3, dtype=torch.bool)
-    second = torch.zeros(4, 3, 3, 3, dtype=torch.bool)
+    second = torch.zeros(4, 3, 2, 3, dtype=torch.bool)  # two links, from channels 0 and 2
     second[0, 0, 1, 2] = second[1, 2, 0, 0] = True
     strided = first.contiguous(memory_format=torch.channels_last)
     second = second.contiguous(memory_format=torch.channels_last)
     after = percolate({"one": strided, "two": second}, [["one", "two"]])
     assert after["one"].flatten(1).any(1).tolist() == [True, False, True]
     assert torch.equal(after["two"], second)
+    turned = second.transpose(2, 3)  # whose kernel cannot be seen as one dimension
+    assert torch.equal(percolate({"one": first, "two": turned}, [["one", "two"]])["two"], turned)
     fed_by_none = percolate({"one": torch.zeros_like(first), "two": second}, [["one", "two"]])
     assert not fed_by_none["two"].any()
 

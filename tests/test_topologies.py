@@ -203,11 +203,14 @@ def test_csti_links_the_most_correlated_inputs(features, copies, samples, seed, 
 
 
 def test_csti_links_no_constant_feature_and_no_feature_to_itself():
-    x = torch.rand(50, 6, generator=rng())
-    x[:, 2] = 0.1  # its variance by sums of squares would be about 1e-17, not 0
-    mask = csti(x)(layer_of(6, 6), 20, rng())
-    assert mask.sum() == 20 and not mask[2].any() and not mask[:, 2].any()
-    assert not mask.diagonal().any()
+    x = torch.rand(5001, 12, generator=rng(), dtype=torch.float64)
+    # Plain sums of squares would give some of these a variance above 0, and so correlations.
+    x[:, 6:] = torch.tensor([0.1, 0.3, 0.7, 1.1, 3.3, 1e6 / 3], dtype=torch.float64)
+    correlation = csti(x).correlation
+    assert (correlation[:6, :6] > 0).sum() == 30
+    assert not correlation[6:].any() and not correlation[:, 6:].any()
+    mask = csti(x)(layer_of(12, 12), 30, rng())
+    assert mask[:6, :6].sum() == 30 and not mask.diagonal().any()
 
 
 def test_csti_reads_tensors_loaders_and_generators_alike():
@@ -286,9 +289,9 @@ def test_constant_fan_in_refuses_a_count_that_rows_cannot_share():
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.data())
 def test_n_of_m_fills_every_group_of_input_channels(outputs, groups, kernel, m, data):
     n = data.draw(st.integers(1, m))
-    layer = layer_of(outputs, groups * m, kernel, kernel)
+    layer = layer_of(outputs, groups * m, kernel, kernel + 1)
     mask = n_of_m(n, m)(layer, layer.weight.numel() * n // m, rng())
-    assert mask.is_contiguous()
+    assert mask.shape == layer.weight.shape and mask.is_contiguous()
     assert (mask.permute(0, 2, 3, 1).reshape(-1, m).sum(1) == n).all()
 
 
