@@ -70,7 +70,7 @@ class Hooks:
     def accumulate(self, layer: Layer) -> None:
         """Keep the dense gradient if it is wanted, then mask the parameter's own."""
         grad = layer.weight.grad
-        if grad is None or (layer.dense and not self.collecting):
+        if grad is None:
             return
         refuse_gradients([layer])
         if self.collecting:
@@ -88,11 +88,23 @@ class Hooks:
             dense = grad.detach().clone()
         self.windows[id(layer)] = Window(dense, weakref.ref(grad), grad._version)
 
+    def lost(self, layer: Layer) -> bool:
+        """Whether the present gradient was masked without its dense values being kept."""
+        grad, last = layer.weight.grad, self.masked.get(id(layer))
+        seen = grad is not None and last is not None and last[0]() is grad
+        return seen and id(layer) not in self.windows
+
+    def assume_masked(self, layer: Layer) -> None:
+        """For a copy made between backward and step: its gradients were masked in the original."""
+        grad = layer.weight.grad
+        if grad is not None:
+            self.masked[id(layer)] = (weakref.ref(grad), grad._version)
+
     def mask(self, layer: Layer) -> None:
         """Zero the inactive entries of the gradient, unless that is what was done to it last."""
         grad = layer.weight.grad
         if grad is None or layer.dense:
-            return
+            return  # a dense layer's gradient is the dense gradient
         last = self.masked.get(id(layer))
         if last is not None and last[0]() is grad and last[1] == grad._version:
             return

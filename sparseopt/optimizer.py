@@ -311,6 +311,7 @@ class SparseOptimizer(Wrapper):
         self._hooks = Hooks()
         for layer in self._layers:
             self._hooks.attach(layer)
+            self._hooks.assume_masked(layer)
         self._open_window()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -349,13 +350,24 @@ class SparseOptimizer(Wrapper):
         probe = self._is_probe()
         due = [] if probe else self._due()
         if closure is None:
+            due = self._with_gradients(due)
             self._prepare(due)
         else:
+            self._open_window()
             closure = self._masking(closure, due)
         loss = self._inner_step(closure, due)
         if not probe:
             self._finish(due)
         return loss
+
+    def _with_gradients(self, due: list[Pool]) -> list[Pool]:
+        """Put the update off by a step if dense gradients were asked for after backward."""
+        for pool in due:
+            needed = pool.algorithm.needs_gradient
+            if needed and any(self._hooks.lost(layer) for layer in pool.layers):
+                self._run.requested = True
+                return []
+        return due
 
     def _inner_step(self, closure: Callable[[], Any] | None, due: Sequence[Pool]) -> Any:
         if skips_step(due):
