@@ -523,7 +523,7 @@ def test_sparse_weights_keep_the_variance_of_the_signal(shape, density):
 
 
 def test_sparse_weights_before_any_mask_take_a_density():
-    layer = layer_of(300, 200)
+    layer = nn.Linear(200, 300)
     swi_([layer], rng(), density=0.1)
     assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / 20), rel=0.05)
     with pytest.raises(ValueError, match="density=90 must be in"):

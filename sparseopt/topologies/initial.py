@@ -22,7 +22,8 @@ def swi_(
 
     Args:
         layers: objects with ``weight``, shape (outputs, inputs, ...), and, unless ``density`` is
-            given, with ``mask``: ``opt.layers`` of a SparseOptimizer.
+            given, with ``mask``: ``opt.layers`` of a SparseOptimizer. With ``density`` modules do
+            as well: ``[model.fc1, model.fc2]``.
         generator: where chance comes from, a generator of the CPU.
         density: fraction of weights active, in (0, 1], the same for all layers; then no mask is
             read and no weight set to zero. None: the density of each layer's mask.
