@@ -1,7 +1,8 @@
 """The portable state dict: the inner optimizer's own, with boolean masks and counters merged in.
 
 ``state[id]["sparse_mask"]`` holds the mask of a layer, ``state[id]["sparse_step"]`` the number of
-steps for every parameter, and ``param_groups[0]["sparse"]`` what belongs to the run as a whole.
+steps for every parameter, and ``param_groups[0]["sparse"]`` what belongs to the run as a whole and
+the entries of parameters for which the inner optimizer has no state while it has some for others.
 Distributed checkpoints keep only what stands under ``state`` and ``param_groups``, the inner
 optimizer ignores what it does not know, and ``torch.load(weights_only=True)`` reads all of it.
 """
@@ -21,6 +22,7 @@ __all__ = ["Saved", "merge", "split"]
 
 PREFIX = "sparse_"
 RUN = "sparse"
+APART = "apart"
 
 
 @dataclass
@@ -76,17 +78,20 @@ def merge(
     by_key = {layer.key: layer for layer in layers}
     state = dict(plain["state"])
     step = torch.tensor(int(run["steps"]))
+    apart: dict[str, dict[str, Tensor]] = {}
     for key, identifier in identifiers(plain["param_groups"]):
-        entry = dict(state.get(identifier, {}))
-        entry[f"{PREFIX}step"] = step
+        ours = {f"{PREFIX}step": step}
         if key in dense:
-            entry[f"{PREFIX}dense"] = dense[key]
+            ours[f"{PREFIX}dense"] = dense[key]
         if key in by_key:
-            entry[f"{PREFIX}mask"] = by_key[key].mask
-            entry |= {f"{PREFIX}{name}": value for name, value in by_key[key].extras.items()}
-        state[identifier] = entry
+            ours[f"{PREFIX}mask"] = by_key[key].mask
+            ours |= {f"{PREFIX}{name}": value for name, value in by_key[key].extras.items()}
+        if identifier in plain["state"] or not plain["state"]:
+            state[identifier] = {**state.get(identifier, {}), **ours}
+        elif len(ours) > 1:  # Adam takes a parameter with any state for one that has all of it
+            apart[f"{key[0]}.{key[1]}"] = ours
     groups = [dict(group) for group in plain["param_groups"]]
-    groups[0][RUN] = run
+    groups[0][RUN] = run | ({APART: apart} if apart else {})
     return {**plain, "state": state, "param_groups": groups}
 
 
@@ -98,14 +103,21 @@ def split(state_dict: dict[str, Any]) -> tuple[dict[str, Any], Saved]:
         whole = state.get(identifier, {})
         ours = {name: value for name, value in whole.items() if str(name).startswith(PREFIX)}
         if ours:
-            saved.entries[key] = {name.removeprefix(PREFIX): value for name, value in ours.items()}
+            saved.entries[key] = unprefixed(ours)
             state[identifier] = {name: whole[name] for name in whole if name not in ours}
             if not state[identifier]:
                 del state[identifier]
     groups = [dict(group) for group in state_dict["param_groups"]]
     for group in groups:
-        saved.run = group.pop(RUN, None) or saved.run
+        saved.run |= group.pop(RUN, None) or {}
+    for place, ours in saved.run.pop(APART, {}).items():
+        number, index = map(int, place.split("."))
+        saved.entries[number, index] = unprefixed(ours)
     return {**state_dict, "state": state, "param_groups": groups}, saved
+
+
+def unprefixed(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(PREFIX): value for name, value in ours.items()}
 
 
 def check(saved: Saved, layers: Sequence[Layer], recipe: str, sparsity: float) -> None:
