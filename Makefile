@@ -64,7 +64,7 @@ docs: $(VENV)/.test ## run every example in the docstrings and in README.md
 	$(BIN)/python -m pytest -q sparseopt tests/test_readme.py $(ARGS)
 
 benchmarks: $(VENV)/.test ## run every script in benchmarks/
-	@set -e; for script in $(wildcard benchmarks/*.py); do \
+	@set -e; for script in $$(grep -ls '^if __name__' benchmarks/*.py); do \
 	    echo "$$script"; $(BIN)/python $$script $(ARGS); done
 
 clean: ## remove the environment and everything that tools left

@@ -101,7 +101,9 @@ def test_idx_files_are_read_whether_gzipped_or_not(
         idx(np.zeros((2, 3), np.uint8)) + b"\x00",
         gzip.compress(idx(np.zeros((2, 3), np.uint8)))[:-4],
         b"\x1f\x8bgarbage",
-        struct.pack(">HBBI", 0, 13, 1, 1) + b"\x00\x00\x00\x00",
+        gzip.compress(b"")[:10] + b"\xff" * 20,
+        struct.pack(">HBBI", 0, 13, 1, 1) + b"\x00",
+        struct.pack(">HBBI", 1, 8, 1, 1) + b"\x00",
     ],
 )
 def test_what_is_no_idx_file_is_named_in_the_error(

@@ -1,5 +1,6 @@
 """Every Python block in the documents runs, and every command and link in them exists."""
 
+import doctest
 import re
 from configparser import ConfigParser
 from pathlib import Path
@@ -21,6 +22,19 @@ def blocks(text: str, *languages: str) -> list[tuple[int, str]]:
     ]
 
 
+def run_code(code: str, namespace: dict[str, object], document: str, line: int) -> None:
+    # newlines before the code: a traceback shows the line of the document
+    exec(compile("\n" * (line - 1) + code, document, "exec"), namespace)
+
+
+def run_session(code: str, namespace: dict[str, object], document: str, line: int) -> None:
+    """A block with prompts: its output must be what the document shows."""
+    example = doctest.DocTestParser().get_doctest(code, namespace, document, document, line - 1)
+    runner = doctest.DebugRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    runner.run(example, clear_globs=False)
+    namespace.update(example.globs)  # get_doctest works on a copy
+
+
 def documents() -> list[str]:
     root = Path(__file__).resolve().parents[1]
     found = ["README.md", "CONTRIBUTING.md", "examples/README.md"]
@@ -36,8 +50,8 @@ def test_every_python_block_runs_in_order(
     namespace: dict[str, object] = {"__name__": "readme"}
     with patch.dict("sparseopt.algorithms.registry.RECIPES"):  # recipes shown are forgotten again
         for line, code in blocks((root / document).read_text(), "python"):
-            # newlines before the code: a traceback shows the line of the document
-            exec(compile("\n" * (line - 1) + code, document, "exec"), namespace)
+            run = run_session if code.startswith(">>> ") else run_code
+            run(code, namespace, document, line)
 
 
 def test_the_readme_and_the_guide_show_python(root: Path) -> None:
