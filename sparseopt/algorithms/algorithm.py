@@ -52,8 +52,6 @@ class Algorithm:
             keeps goes into ``layer.extras``.
         reset_state: Forget all optimizer state when an update makes the network dense again.
         keep_dense: Keep a copy of all parameters from before an update prunes the dense network.
-        check: Called with the layers before anything is changed: raises, or warns, about layers
-            that the method cannot take.
         skip_step_on_update: Leave out the optimizer step when the topology is updated, as the
             original RigL code does.
     """
@@ -81,7 +79,6 @@ class Algorithm:
     observe: Callable[[Layer], None] | None = None
     reset_state: bool = False
     keep_dense: bool = False
-    check: Callable[[Sequence[Layer]], None] | None = None
     skip_step_on_update: bool = False
 
     def __post_init__(self) -> None:
@@ -148,6 +145,16 @@ class Algorithm:
         if self.exchanges or total_steps is None:
             return False
         return self.density(step / total_steps) == self.density((step - update_every) / total_steps)
+
+    def check(self, layers: Sequence[Layer]) -> None:
+        """Let an exchange with requirements of its own look at the layers before training.
+
+        Raises:
+            ValueError: If it cannot take them.
+        """
+        check = getattr(self.exchange, "check", None)
+        if check is not None:
+            check(layers)
 
     def check_length(self, total_steps: int, update_every: int) -> None:
         """Raise ValueError if no update comes before the end of the density's schedule."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 from ..distributions import check_sparsity
@@ -67,21 +68,10 @@ def acdc(
         >>> acdc(0.9).density.events(total_steps=100)[:4], acdc(0.9).density(1.0)
         ((10, 15, 20, 25), 0.1)
     """
-    target = round(1.0 - check_sparsity(sparsity), 12)
-    starts = turns(
-        fraction("warmup", warmup, total_steps),
-        fraction("sparse", sparse, total_steps),
-        fraction("dense", dense, total_steps),
-        None
-        if final_dense_start is None
-        else fraction("final_dense_start", final_dense_start, total_steps),
-        fraction("final_sparse_start", final_sparse_start, total_steps),
-    )
-    check_steps(starts, total_steps)
-    phases = Phases(starts, tuple(target if i % 2 else 1.0 for i in range(len(starts))))
+    lengths = (warmup, sparse, dense, final_dense_start, final_sparse_start)
     return Algorithm(
         sparsity,
-        density=phases,
+        density=phases(check_sparsity(sparsity), lengths, total_steps),
         settle_scope=scope,
         reset_state=reset_state,
         keep_dense=keep_dense,
@@ -89,8 +79,23 @@ def acdc(
     )
 
 
-def fraction(name: str, value: float, total_steps: int | None) -> float:
+LENGTHS = ("warmup", "sparse", "dense", "final_dense_start", "final_sparse_start")
+
+
+def phases(sparsity: float, lengths: Sequence[float | None], total_steps: int | None) -> Phases:
+    """The density over the phases, dense and sparse by turns."""
+    starts = turns(
+        *(fraction(name, value, total_steps) for name, value in zip(LENGTHS, lengths, strict=True))
+    )
+    check_steps(starts, total_steps)
+    target = round(1.0 - sparsity, 12)
+    return Phases(starts, tuple(target if turn % 2 else 1.0 for turn in range(len(starts))))
+
+
+def fraction(name: str, value: float | None, total_steps: int | None) -> Any:
     """A length or start as a fraction of training; whole numbers are optimizer steps."""
+    if value is None and name == "final_dense_start":
+        return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={value!r} must be a fraction of training, or a number of steps")
     steps = isinstance(value, numbers.Integral)

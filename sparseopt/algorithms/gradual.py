@@ -146,7 +146,7 @@ def falling(
     """
     target = round(1.0 - check_sparsity(sparsity), 12)
     if initial is None:
-        initial = usual if usual >= target else (1.0 + target) / 2.0
+        initial = usual if usual > target else (1.0 + target) / 2.0
     for name, value in (("initial_density", initial), ("window", window), ("start", start)):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name}={value!r} must be a number in [0, 1]")

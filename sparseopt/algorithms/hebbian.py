@@ -88,27 +88,16 @@ def cht(
         >>> cht(0.95, grow="ch2_l3n", chains=[["fc1", "fc2"]]).exchange.chains
         (('fc1', 'fc2'),)
     """
-    exchange = Percolating(
-        chains=tuple(tuple([chain] if isinstance(chain, str) else chain) for chain in chains),
-        early_stop=early_stop,
-        softness=Softness(*delta) if (soft if soft_drop is None else soft_drop) else None,
-    )
-    growth = named("grow", grow, {**PREDICTIONS, "gradient": gradient_score, "random": None})
-    removal = named("drop", drop, {"magnitude": magnitude,
-                                   "relative_importance": RelativeImportance(alpha)})  # fmt: skip
+    exchange = percolating(chains, early_stop, delta, soft if soft_drop is None else soft_drop)
+    removals = {"magnitude": magnitude, "relative_importance": RelativeImportance(alpha)}
     return Algorithm(
-        sparsity,
-        distribution=distribution,
-        topology=topology,
-        drop=removal,
-        grow=growth,
+        sparsity, distribution=distribution, topology=topology, exchange=exchange, stop=stop,
+        drop=named("drop", drop, removals),
+        grow=named("grow", grow, GROWTH),
         grow_select=sample if (soft if soft_grow is None else soft_grow) else best_then_random,
         drop_fraction=starting_at(Constant(0.3), drop_fraction),
-        exchange=exchange,
-        check=exchange.check,
-        stop=stop,
         **options,
-    )
+    )  # fmt: skip
 
 
 @algorithm(
@@ -181,7 +170,8 @@ def chtss(
     return dataclasses.replace(chts(sparsity, start=start, **options), density=density)
 
 
-PREDICTIONS = {name: LinkPrediction(name) for name in PREDICTORS}
+GROWTH: dict[str, Score | None] = {name: LinkPrediction(name) for name in PREDICTORS}
+GROWTH |= {"gradient": gradient_score, "random": None}
 
 
 def named(argument: str, given: Any, known: dict[str, Any]) -> Any:
@@ -225,6 +215,21 @@ def best_then_random(score: Tensor, k: int, generator: torch.Generator) -> Tenso
     if missing <= 0:
         return top_k(score, k)
     return positive | choose(score == 0, missing, generator)
+
+
+def percolating(
+    chains: Sequence[Sequence[str]],
+    early_stop: float | None,
+    delta: tuple[float, float],
+    soft: bool,
+) -> Percolating:
+    """The exchange of the Cannistraci-Hebb recipes, its arguments checked."""
+    if early_stop is not None and not 0.0 <= early_stop <= 1.0:
+        raise ValueError(f"early_stop={early_stop} must be in [0, 1], an overlap, or None")
+    if isinstance(chains, str) or any(isinstance(chain, str) for chain in chains):
+        raise TypeError(f"chains={chains!r} must be a list of lists of layer names")
+    softness = Softness(*delta)
+    return Percolating(tuple(map(tuple, chains)), early_stop, softness if soft else None)
 
 
 @dataclass(frozen=True)

@@ -67,10 +67,6 @@ def srigl(
         >>> srigl(0.9).distribution([(10, 15)], 0.9)
         [10]
     """
-    if not 0.0 <= gamma <= 1.0:
-        raise ValueError(f"gamma={gamma} must be in [0, 1]: a fraction of the fan-in")
-    if fan_in not in ("dense", "sparse"):
-        raise ValueError(f"fan_in={fan_in!r} is not one of 'dense', 'sparse'")
     return Algorithm(
         sparsity,
         distribution=EqualRows(distribution),
@@ -128,16 +124,12 @@ def nm(
     if distribution != "uniform":
         raise ValueError(f"distribution={distribution!r}: nm knows 'uniform' only, n of every m")
     return Algorithm(
-        1.0 - groups.n / m,
-        distribution=groups.counts,
+        1.0 - groups.n / m, exchange=groups, grow=gradient, stop=stop,
+        distribution=EqualGroups(groups),
         topology=topologies.n_of_m(groups.n, m) if topology is None else topology,
         drop_fraction=starting_at(Cosine(0.3), drop_fraction),
-        grow=gradient,
-        exchange=groups,
-        check=groups.check,
-        stop=stop,
         **options,
-    )
+    )  # fmt: skip
 
 
 def active_of(n: int | None, m: int, sparsity: float) -> int:
@@ -259,6 +251,12 @@ class ConstantFanIn:
     ablate: bool = True
     fan_in: str = "dense"
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.gamma <= 1.0:
+            raise ValueError(f"gamma={self.gamma} must be in [0, 1]: a fraction of the fan-in")
+        if self.fan_in not in ("dense", "sparse"):
+            raise ValueError(f"fan_in={self.fan_in!r} is not one of 'dense', 'sparse'")
+
     def __call__(
         self,
         layers: Sequence[Layer],
@@ -319,7 +317,7 @@ class ConstantFanIn:
 
 @dataclass(frozen=True)
 class Groups:
-    """N of every M inputs: counts, layers that fit, and the exchange within groups.
+    """N of every M inputs: which layers fit, and the exchange within groups.
 
     Attributes:
         n: Active weights of a group.
@@ -328,14 +326,6 @@ class Groups:
 
     n: int
     m: int
-
-    def counts(self, shapes: Sequence[Sequence[int]], sparsity: float) -> list[int]:
-        """Active weights per layer; all of them where the inputs do not fall into groups."""
-        sizes = [math.prod(shape) for shape in shapes]
-        return [
-            size // self.m * self.n if self.fits(shape) else size
-            for size, shape in zip(sizes, shapes, strict=True)
-        ]
 
     def fits(self, shape: Sequence[int]) -> bool:
         return shape[1] % self.m == 0
@@ -386,3 +376,17 @@ class Groups:
         masks = Rows(old, kept, worth, growth, forbids(algorithm)).filled(self.n)
         low, active = (self.ungrouped(mask, layer.shape) for mask in masks)
         return low, active
+
+
+@dataclass(frozen=True)
+class EqualGroups:
+    """A distribution: N of M weights, and all where the inputs do not fall into groups."""
+
+    groups: Groups
+
+    def __call__(self, shapes: Sequence[Sequence[int]], sparsity: float) -> list[int]:
+        sizes = [math.prod(shape) for shape in shapes]
+        return [
+            size // self.groups.m * self.groups.n if self.groups.fits(shape) else size
+            for size, shape in zip(sizes, shapes, strict=True)
+        ]
