@@ -189,6 +189,15 @@ class Algorithm:
         )
 
 
+def target_density(sparsity: float) -> float:
+    """The density at the end of training, without the last digits of ``1 - sparsity``.
+
+    >>> 1 - 0.7, target_density(0.7)
+    (0.30000000000000004, 0.3)
+    """
+    return round(1.0 - check_sparsity(sparsity), 12)
+
+
 CHOICES = {
     "regrow_same": ("keep", "reset", "forbid"),
     "grown_state": ("zero", "mean", "per_element_step"),

@@ -7,9 +7,8 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from ..distributions import check_sparsity
 from ..schedules import Phases
-from .algorithm import Algorithm
+from .algorithm import Algorithm, target_density
 from .registry import Row, algorithm
 
 __all__ = ["acdc"]
@@ -71,7 +70,7 @@ def acdc(
     lengths = (warmup, sparse, dense, final_dense_start, final_sparse_start)
     return Algorithm(
         sparsity,
-        density=phases(check_sparsity(sparsity), lengths, total_steps),
+        density=phases(sparsity, lengths, total_steps),
         settle_scope=scope,
         reset_state=reset_state,
         keep_dense=keep_dense,
@@ -88,7 +87,7 @@ def phases(sparsity: float, lengths: Sequence[float | None], total_steps: int | 
         *(fraction(name, value, total_steps) for name, value in zip(LENGTHS, lengths, strict=True))
     )
     check_steps(starts, total_steps)
-    target = round(1.0 - sparsity, 12)
+    target = target_density(sparsity)
     return Phases(starts, tuple(target if turn % 2 else 1.0 for turn in range(len(starts))))
 
 

@@ -6,10 +6,9 @@ import dataclasses
 import numbers
 from typing import Any
 
-from ..distributions import check_sparsity
 from ..schedules import Cubic, Polynomial, Schedule, Sigmoid, starting_at
 from ..scores import gradient
-from .algorithm import Algorithm
+from .algorithm import Algorithm, target_density
 from .registry import Row, algorithm
 
 __all__ = ["gmp", "granet_g", "granet_r"]
@@ -144,7 +143,7 @@ def falling(
     >>> falling(Cubic, 0.1, None, 0.8, start=0.0, window=0.5).initial
     0.95
     """
-    target = round(1.0 - check_sparsity(sparsity), 12)
+    target = target_density(sparsity)
     if initial is None:
         initial = usual if usual > target else (1.0 + target) / 2.0
     for name, value in (("initial_density", initial), ("window", window), ("start", start)):

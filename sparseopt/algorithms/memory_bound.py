@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ..distributions import check_sparsity
 from ..schedules import Constant, Polynomial, Scaled, Schedule, starting_at
 from ..scores import MagnitudeGradient, Score, gradient, magnitude
-from .algorithm import Algorithm
+from .algorithm import Algorithm, target_density
 from .registry import Row, algorithm
 
 __all__ = ["mest_g", "mest_r"]
@@ -108,7 +107,7 @@ def densities(
     ):
         if given not in known:
             raise ValueError(f"{name}={given!r} is not one of {', '.join(map(repr, known))}")
-    target = 1.0 - check_sparsity(sparsity)
+    target = target_density(sparsity)
     excess = starting_at(Polynomial(0.1), bound, "bound")
     if not 0.0 <= excess(0.0) <= 1.0:
         raise ValueError(f"bound={bound!r} must be in [0, 1]: an excess relative to the target")
@@ -119,4 +118,7 @@ def densities(
     dip: Schedule = excess if variant == "em" else Constant(0.0)
     if drop_fraction is not None:
         dip = starting_at(Polynomial(0.1), drop_fraction)
+    if not 0.0 <= dip(0.0) < 1.0:
+        name, value = ("bound", bound) if drop_fraction is None else ("drop_fraction", dip(0.0))
+        raise ValueError(f"{name}={value} must be in [0, 1): the drop goes below the target by it")
     return {"density": above, "pruned_density": Scaled(dip, -target, target)}
