@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .layers import Layer
+from .positions import count
 from .update import Change
 
 __all__ = ["Record", "Run"]
@@ -71,7 +72,7 @@ class Run:
 def record_of(step: int, layers: Sequence[Layer], changes: Sequence[Change] | None) -> Record:
     """What an update did (None: it was skipped), with the layers as it left them."""
     nnz, total = sum(layer.nnz for layer in layers), sum(layer.numel for layer in layers)
-    ever = sum(int(layer.extras["ever_active"].sum()) for layer in layers)
+    ever = sum(count(layer.extras["ever_active"]) for layer in layers)
     return Record(
         step=step,
         dropped=sum(change.dropped for change in changes or ()),

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .positions import count
+
 __all__ = ["Layer", "Pattern", "Selection", "counterparts", "wrapped"]
 
 logger = logging.getLogger("sparseopt")
@@ -40,6 +42,7 @@ class Layer:
         mask: Boolean tensor of the weight's shape, true where active; updated in place.
         nnz: Number of active weights.
         key: Position in the optimizer: (parameter group, index in the group).
+        index: Positions of the active weights, row-major, where the storage keeps them.
         gradient: Dense gradient of the last step, while an update that asks for it runs.
         extras: Tensors of the weight's shape that a recipe keeps between updates; checkpointed.
     """
@@ -50,6 +53,7 @@ class Layer:
         self.key = key
         self.mask = torch.ones_like(weight, dtype=torch.bool, requires_grad=False)
         self.nnz = self.numel
+        self.index: Tensor | None = None
         self.gradient: Tensor | None = None
         self.extras: dict[str, Tensor] = {}
 
@@ -76,7 +80,8 @@ class Layer:
     def set_mask(self, mask: Tensor) -> None:
         """Make ``mask`` the topology, in place: compiled steps and CUDA graphs keep its address."""
         self.mask.copy_(mask)
-        self.nnz = int(torch.count_nonzero(self.mask))
+        self.nnz = count(self.mask)
+        self.index = None
 
     def __repr__(self) -> str:
         return (

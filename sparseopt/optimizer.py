@@ -55,7 +55,8 @@ class SparseOptimizer(Wrapper):
         include: Make exactly these parameters sparse: patterns on dotted names, or callables
             ``(name, weight) -> bool``. None: weights of linear layers, convolutions and attention.
         exclude: Leave these dense, in the same manner.
-        storage: "masked" (dense tensors with zeros) or "auto".
+        storage: "masked" (dense tensors with zeros; any optimizer), "compact" (the inner optimizer
+            gets the active values only; element-wise ones), or "auto", the faster of the two.
         seed: Seed of the private random streams; the global stream is never used.
         on_update: Called with the :class:`Record` of every topology update.
         **recipe_options: Options of the recipe, such as ``drop_fraction=0.1``.
@@ -116,7 +117,7 @@ class SparseOptimizer(Wrapper):
                 "no parameter of the optimizer can be made sparse: it takes weights of two or more "
                 "dimensions that require gradients; name them with include=, or pass model="
             )
-        self._storage = choose_storage(optimizer, storage, found)
+        self._storage = choose_storage(optimizer, storage, found, 1.0 - self._algorithm.sparsity)
         self._start(found)
 
     # --- construction -----------------------------------------------------------------------------

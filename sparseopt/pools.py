@@ -88,19 +88,28 @@ class Pool:
     def plan(self, context: Context, total_steps: int | None, every: int) -> list[Change]:
         """The changes that one update makes, without making them."""
         levels = self.algorithm.levels(context.step, total_steps, every)
-        # a layer without a gradient took no part in the step, a frozen one in training: they rest
-        needs_gradient = self.algorithm.needs_gradient
-        layers = [
-            layer
-            for layer in self.layers
-            if layer.weight.requires_grad and (not needs_gradient or layer.gradient is not None)
-        ]
+        layers = [layer for layer in self.layers if self._takes_part(layer)]
         return plan(layers, self.algorithm, levels, context) if layers else []
+
+    def _takes_part(self, layer: Layer) -> bool:
+        """A frozen layer rests; so does one without a gradient, unless its density must move."""
+        if not layer.weight.requires_grad:
+            return False
+        if self.algorithm.needs_gradient and layer.gradient is None:
+            if not self.algorithm.ramps:
+                return False
+            layer.gradient = torch.zeros_like(layer.weight, requires_grad=False)
+        return True
 
     def is_finite(self) -> bool:
         """Whether everything that an update ranks is a number."""
         return all(
-            values is None or bool(values.sum(dtype=torch.float64).isfinite())
+            values is None or all_finite(values)
             for layer in self.layers
             for values in (layer.weight.detach(), layer.gradient)
         )
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no entry is NaN or infinite: their sum tells, unless it overflows by itself."""
+    return bool(values.sum().isfinite()) or bool(values.sum(dtype=torch.float64).isfinite())

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import distributions
 from .layers import Layer
+from .positions import compress, count, positions
 from .schedules import Constant
 from .scores import Context, Score
 from .select import choose, top_k
@@ -181,6 +182,9 @@ def at_stage(layer: Layer, mask: Tensor) -> Layer:
         return layer
     seen = copy.copy(layer)
     seen.mask, seen.nnz = mask, count(mask)
+    if layer.index is not None:
+        active = compress(layer.index, pick(mask, layer.index))
+        seen.index = active if len(active) == seen.nnz else None  # None: it holds others too
     return seen
 
 
@@ -257,10 +261,6 @@ def counts(
     return distributions.counts(algorithm.distribution, shapes, min(1.0, density), caps)
 
 
-def count(mask: Tensor) -> int:
-    return int(torch.count_nonzero(mask))
-
-
 def size(layers: Sequence[Layer]) -> int:
     return sum(layer.numel for layer in layers)
 
@@ -292,8 +292,15 @@ def best(
         return among.clone() if k else torch.zeros_like(among)
     if getattr(score, "elementwise", False) and 2 * number < layer.numel:
         return best_of_few(layer, score, among, k, context, select, generator)
-    worth = score(layer, context).masked_fill(~among, -math.inf)
-    return select_by(select, worth, k, generator)
+    return select_by(select, within(score(layer, context), layer, among), k, generator)
+
+
+def within(worth: Tensor, layer: Layer, among: Tensor) -> Tensor:
+    """The scores with all but the candidates out of the running."""
+    if layer.index is not None and len(layer.index) + count(among) == layer.numel:
+        # all but the active ones, whose positions are known
+        return worth.reshape(-1).index_fill(0, layer.index, -math.inf).view(layer.shape)
+    return worth.masked_fill(~among, -math.inf)
 
 
 def best_of_few(
@@ -306,19 +313,24 @@ def best_of_few(
     generator: torch.Generator,
 ) -> Tensor:
     """The same where the candidates are few: only they are scored."""
-    index = among.flatten().nonzero().squeeze(1)
+    known = layer.index is not None and among is layer.mask
+    index = layer.index if known and layer.index is not None else positions(among)
     worth = score(entries(layer, index), context)
     chosen = select_by(select, worth, k, generator)
-    mask = torch.zeros_like(among, memory_format=torch.contiguous_format)
-    mask.view(-1)[index[chosen]] = True
+    mask = among.clone(memory_format=torch.contiguous_format)
+    mask.view(-1).index_fill_(0, compress(index, ~chosen), False)
     return mask
 
 
 def entries(layer: Layer, index: Tensor) -> SimpleNamespace:
     """What an element-wise score reads of a layer, at some entries only."""
-    gradient = None if layer.gradient is None else layer.gradient.flatten()[index]
-    weight = layer.weight.detach().flatten()[index]
+    gradient = None if layer.gradient is None else pick(layer.gradient, index)
+    weight = pick(layer.weight.detach(), index)
     return SimpleNamespace(name=layer.name, weight=weight, gradient=gradient)
+
+
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    return values.reshape(-1).index_select(0, index)
 
 
 def prune_across(

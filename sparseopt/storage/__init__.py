@@ -19,8 +19,23 @@ from .zeroing import zero_inactive
 __all__ = ["ELEMENTWISE", "NEUTRAL", "Compact", "Masked", "choose_storage", "zero_inactive"]
 
 
-def choose_storage(inner: Optimizer, name: str, layers: Sequence[Layer]) -> Masked:
-    """The storage asked for; "auto" picks by what was measured (docs, "Storage").
+# Where compact storage was measured to be the faster one (benchmarks/speed.py, one thread): at or
+# below these densities, for networks of at least so many sparse weights. A light rule (SGD, fused
+# kernels) passes over memory so few times that gathering pays late.
+FEWEST_WEIGHTS = {"light": 1 << 22, "heavy": 1 << 16}
+HIGHEST_DENSITY = {"sgd": 0.1, "fused": 0.04, "heavy": 0.7}
+
+
+def choose_storage(
+    inner: Optimizer, name: str, layers: Sequence[Layer], density: float = 1.0
+) -> Masked:
+    """The storage asked for; "auto" picks the one that was measured to be faster.
+
+    Args:
+        inner: The optimizer that is wrapped.
+        name: "masked", "compact" or "auto".
+        layers: The sparse layers.
+        density: Fraction of their weights that is active at the end.
 
     Raises:
         ValueError: For an unknown name, or "compact" where the optimizer or a layer forbids it.
@@ -30,8 +45,17 @@ def choose_storage(inner: Optimizer, name: str, layers: Sequence[Layer]) -> Mask
     if name == "compact":
         _check_compact(inner, layers)
         return Compact(inner)
-    worth_it = is_elementwise(inner) and all(map(can_pack, layers))
-    return Compact(inner) if name == "auto" and worth_it else Masked(inner)
+    possible = is_elementwise(inner) and all(map(can_pack, layers))
+    if name == "auto" and possible and _pays(inner, layers, density):
+        return Compact(inner)
+    return Masked(inner)
+
+
+def _pays(inner: Optimizer, layers: Sequence[Layer], density: float) -> bool:
+    fused = any(group.get("fused") for group in inner.param_groups)
+    kind = "fused" if fused else "sgd" if type(inner).__name__ == "SGD" else "heavy"
+    fewest = FEWEST_WEIGHTS["heavy" if kind == "heavy" else "light"]
+    return density <= HIGHEST_DENSITY[kind] and sum(layer.numel for layer in layers) >= fewest
 
 
 def _check_compact(inner: Optimizer, layers: Sequence[Layer]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..layers import Layer
+from ..positions import compress, merge, positions
 from ..update import Change
 from .masked import Masked
 from .state import mean_of
@@ -81,7 +82,7 @@ class Compact(Masked):
                     self._stretch(layer, layer.weight, layer.weight.grad, lambda born: born)
                 continue
             if packed.values.dtype != layer.weight.dtype:  # model.double() and the like
-                self._repack(layer)
+                self._repack(layer, packed.index)
                 packed = self.packed[layer.key]
             self._enter(layer, packed)
             if packed.values.grad is not None:
@@ -129,7 +130,7 @@ class Compact(Masked):
     def clean(self, layer: Layer) -> None:
         """Pack the layer under its present mask, and dense state that came from elsewhere."""
         self.mask_weights(layer)
-        self._repack(layer)
+        self._repack(layer, positions(flat(layer.mask, layer.weight)))
         packed = self.packed.get(layer.key)
         if packed is None:
             return
@@ -138,14 +139,14 @@ class Compact(Masked):
         for key, value, _ in dense:
             self.inner.state[layer.weight][key] = at(flat(value, layer.weight), packed)
 
-    def _repack(self, layer: Layer) -> None:
+    def _repack(self, layer: Layer, index: Tensor) -> None:
         if layer.dense:
             self.packed.pop(layer.key, None)
             return
-        index = flat(layer.mask, layer.weight).nonzero().squeeze(1)
         values = nn.Parameter(layer.weight.new_empty(len(index)))
         grad = torch.empty_like(values, requires_grad=False)
         self.packed[layer.key] = Packed(index, values, grad)
+        layer.index = index if layer.weight.is_contiguous() else None
 
     def _move_state(self, change: Change, grown_state: str) -> None:
         """Carry the state of survivors to their new places; give grown weights a neutral one."""
@@ -154,16 +155,20 @@ class Compact(Masked):
         was = flat(layer.mask, weight).clone()
         entries = list(self._entries(layer))
         layer.set_mask(change.mask)
-        self._repack(layer)
+        now = flat(layer.mask, weight)
+        self._repack(layer, moved_index(old, was, now))
         new = self.packed.get(layer.key)
-        lasting_before, lasting_after = at(flat(layer.mask, weight), old), at(was, new)
-        fresh = at(flat(change.fresh, weight), new)
+        source, target = positions(at(now, old)), positions(at(was, new))  # both in memory order
+        fresh = positions(at(flat(change.fresh, weight), new))
         for key, value, neutral in entries:
-            moved = torch.full_like(fresh, neutral, dtype=value.dtype)
-            moved[lasting_after] = flat(value, weight)[lasting_before]  # both in memory order
-            mean = grown_state == "mean" and neutral == 0.0
-            moved.masked_fill_(fresh, mean_of(moved, ~fresh) if mean else neutral)
-            self.inner.state[weight][key] = moved if new else unflat(moved, weight)
+            moved = value.new_full((layer.numel if new is None else layer.nnz,), neutral)
+            moved.index_copy_(0, target, flat(value, weight).index_select(0, source))
+            if grown_state == "mean" and neutral == 0.0:
+                survivors = torch.ones_like(moved, dtype=torch.bool).index_fill_(0, fresh, False)
+                moved.index_fill_(0, fresh, mean_of(moved, survivors))
+            else:
+                moved.index_fill_(0, fresh, neutral)
+            self.inner.state[weight][key] = unflat(moved, weight) if new is None else moved
 
     def _entries(self, layer: Layer) -> Iterator[tuple[str, Tensor, float]]:
         packed = self.packed.get(layer.key)
@@ -186,7 +191,15 @@ class Compact(Masked):
 
 def at(values: Tensor, packed: Packed | None) -> Tensor:
     """One-dimensional ``values`` at the packed places; all of them where nothing is packed."""
-    return values if packed is None else values[packed.index]
+    return values if packed is None else values.index_select(0, packed.index)
+
+
+def moved_index(old: Packed | None, was: Tensor, now: Tensor) -> Tensor:
+    """Positions of the active weights after an update: the survivors', merged with the grown."""
+    if old is None:
+        return positions(now)
+    kept = compress(old.index, now.index_select(0, old.index))
+    return merge(kept, positions(now & ~was))
 
 
 def unflat(values: Tensor, like: Tensor) -> Tensor:
