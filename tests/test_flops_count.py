@@ -331,6 +331,44 @@ def test_buffers_are_no_weights():
 
     cost = flops.count(Fixed(), torch.zeros(1, 4))
     assert {name: w.macs for name, w in cost.weights.items()} == {"layer.weight": 16}
+    assert cost.macs == {"conv": 0, "linear": 3 * 16, "attention": 0}
+
+
+def test_a_mask_does_not_hide_the_weight():
+    class Masked(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 6)
+            self.register_buffer("mask", torch.ones(6, 4))
+
+        def forward(self, x):
+            return F.linear(x, self.weight * self.mask) + F.linear(x, self.mask * self.weight)
+
+    cost = flops.count(Masked(), torch.zeros(1, 4))
+    assert {name: w.macs for name, w in cost.weights.items()} == {"weight": 2 * 24}
+
+
+def test_learned_queries_meet_the_data_in_attention():
+    class Queries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query = nn.Parameter(torch.ones(3, 5))
+            self.project = nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.project(self.query) @ x.transpose(1, 2)
+
+    cost = flops.count(Queries(), torch.zeros(1, 4, 5))
+    assert cost.macs == {"conv": 0, "linear": 3 * 5 * 5, "attention": 3 * 5 * 4}
+    assert list(cost.weights) == ["project.weight"]
+
+
+def test_einsum_is_exact_at_any_size():
+    def formula(model, x):
+        return torch.einsum("btc,bsc->bts", x, x[:, :59])
+
+    assert (
+        flops.count(Products(formula), torch.zeros(3, 97, 123)).macs["attention"] == 97 * 123 * 59
+    )
 
 
 # --- inputs, outputs, wrappers --------------------------------------------------------------------

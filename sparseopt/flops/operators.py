@@ -24,7 +24,7 @@ PRODUCTS: dict[str, tuple[tuple[int, bool], ...]] = {
     "aten::scaled_dot_product_attention": (),
 }
 
-# "product": linear if one factor is a weight, attention if both are activations.
+# "product": attention if both factors are activations, else linear.
 KINDS: dict[str, str] = {
     **dict.fromkeys(PRODUCTS, "product"),
     "aten::_convolution": "conv",

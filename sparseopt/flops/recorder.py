@@ -53,7 +53,7 @@ class Recorder:
             kind = "attention" if weight is None else "linear"
         module = _inside(outputs[0].node().scopeName().split("/")[-1])
         for name, amount in amounts.items():
-            self.entries.append(Entry(name, module, kind, round(amount), weight))
+            self.entries.append(Entry(name, module, kind, round(amount), weight or None))
 
     def listing(self, operator: str) -> Handle:
         def listed(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
@@ -63,7 +63,8 @@ class Recorder:
         return listed
 
     def weight_of(self, operator: str, inputs: list[Any]) -> str | None:
-        """The parameter that multiplies the activations, None if there is none."""
+        """The parameter that multiplies activations; "" for a fixed factor, None for neither."""
+        fixed = False
         for position, always in PRODUCTS.get(operator, ()):
             operand = inputs[position]
             pieces = list(operand.node().inputs()) if operator == "aten::einsum" else [operand]
@@ -71,7 +72,8 @@ class Recorder:
                 names, of_data = self.sources(piece)
                 if names and (always or not of_data):
                     return names[0]
-        return None
+                fixed |= not of_data
+        return "" if fixed else None
 
     def sources(self, value: Any) -> tuple[list[str], bool]:
         """Parameters a value is made of, the largest first; and whether data go in as well."""
