@@ -19,7 +19,7 @@ from references_robustness import (
 
 from sparseopt.robustness import CORRUPTIONS, _blur, _digital, _resample, _weather, corrupt
 from sparseopt.robustness._constants import SCALES
-from sparseopt.robustness.corruptions import generator
+from sparseopt.robustness._streams import generator
 
 cv2 = pytest.importorskip("cv2")
 
@@ -67,7 +67,7 @@ def test_an_image_is_corrupted_alike_in_any_batch(name, scale):
 def test_large_batches_worked_in_pieces_equal_single_images(name, monkeypatch):
     batch = images(5, 24, 24)
     whole = corrupt(batch, name, 4)
-    monkeypatch.setattr("sparseopt.robustness.corruptions._VALUES_AT_ONCE", 1)
+    monkeypatch.setattr("sparseopt.robustness._streams.VALUES_AT_ONCE", 1)
     assert np.array_equal(whole, corrupt(batch, name, 4))
 
 

@@ -20,15 +20,35 @@ from sparseopt.robustness.folders import (
 )
 from sparseopt.robustness.generation import generate
 from sparseopt.robustness.metrics import confusion_matrix, mean_iou, pixel_accuracy
-from sparseopt.robustness.report import RobustnessReport, SegmentationReport, mean_and_std
+from sparseopt.robustness.report import (
+    ALEXNET_ERRORS,
+    RobustnessReport,
+    SegmentationReport,
+    mean_and_std,
+)
+from sparseopt.robustness.segmentation import CorruptedVOC, corrupted_image
 from sparseopt.robustness.sets import Corrupted, CorruptionSet
-from sparseopt.robustness.three_d import THREE_D
+from sparseopt.robustness.three_d import (
+    THREE_D,
+    depth_from_disparity,
+    far_focus,
+    flash,
+    fog_3d,
+    near_focus,
+    xy_motion_blur,
+    z_motion_blur,
+)
+from sparseopt.robustness.ucf101 import CorruptedUCF101
+from sparseopt.robustness.video import VIDEO, corrupt_video
 
 __all__ = [
+    "ALEXNET_ERRORS",
     "CIFARC",
     "CORRUPTIONS",
     "C_BAR",
     "Corrupted",
+    "CorruptedUCF101",
+    "CorruptedVOC",
     "CorruptionSet",
     "FashionMNISTC",
     "ImageNet3DCC",
@@ -40,11 +60,21 @@ __all__ = [
     "SegmentationReport",
     "THREE_D",
     "TinyImageNetC",
+    "VIDEO",
     "confusion_matrix",
     "corrupt",
+    "corrupt_video",
+    "corrupted_image",
+    "depth_from_disparity",
     "evaluate",
+    "far_focus",
+    "flash",
+    "fog_3d",
     "generate",
     "mean_and_std",
     "mean_iou",
+    "near_focus",
     "pixel_accuracy",
+    "xy_motion_blur",
+    "z_motion_blur",
 ]

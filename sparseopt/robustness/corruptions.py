@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from sparseopt.robustness import _blur, _digital, _noise, _weather
+from sparseopt.robustness import _blur, _digital, _noise, _weather, c_bar, codec, three_d
 from sparseopt.robustness._constants import SCALES
 from sparseopt.robustness._door import (
     Array,
@@ -21,6 +20,8 @@ from sparseopt.robustness._door import (
     image_indices,
     like,
 )
+from sparseopt.robustness._streams import generator, in_pieces
+from sparseopt.robustness.three_d import MAP_TAKING
 
 Kernel = Callable[[Array, Any, Sequence[np.random.Generator]], Array]
 
@@ -49,8 +50,10 @@ _KERNELS: dict[str, Kernel] = {
 CORRUPTIONS: tuple[str, ...] = tuple(_KERNELS)
 """The 19 corruptions of CIFAR-10/100-C; the first 15 are those of ImageNet-C and mCE."""
 
+GENERATED: tuple[str, ...] = (*_KERNELS, *c_bar.KERNELS, *three_d.KERNELS, *codec.KERNELS)
+"""Every name that `corrupt` takes."""
+
 _SMALLEST_SIDE = 4
-_VALUES_AT_ONCE = 1 << 18  # about 1 MB of float32: stays in a core's cache
 
 
 def corrupt(
@@ -68,11 +71,13 @@ def corrupt(
 
     Args:
         images: uint8 (N, H, W, C) with C 3 or 1, or gray (N, H, W); numpy or torch.
-        name: one of `CORRUPTIONS`, of `C_BAR`, or a map-free one of `THREE_D`.
+        name: one of `CORRUPTIONS`, of `C_BAR`, or one of `THREE_D` that needs no map
+            ("color_quant", "iso_noise", "low_light"; "bit_error" and "h265_abr" with ffmpeg).
         severity: 1 (mild) to 5.
         scale: the constants of "cifar" (CIFAR-10/100-C, 32 px), "tiny" (Tiny-ImageNet-C, 64 px)
             or "imagenet" (ImageNet-C, 224 px; also Pascal VOC). Images of any size are accepted;
-            lengths given in pixels are not rescaled.
+            lengths given in pixels are not rescaled. C-bar has "imagenet" and, for five of its
+            ten, "cifar"; 3DCC has one table.
         seed: chooses another draw of all random numbers.
         index: place of the first image in its data set (the others follow), or one per image.
 
@@ -97,47 +102,44 @@ def corrupt(
     Source: Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions
     and Perturbations" (2019).
     """
-    check_name(name, CORRUPTIONS)
-    check_name(scale, SCALES, "scale")
+    kernel, table = recipe(name, scale)
     severity, seed = check_severity(severity), check_seed(seed)
-    constants = SCALES[scale][name][severity - 1]
+    constants = table[severity - 1]
     batch = as_batch(images)
     check_side(batch, smallest_side(name, constants), name)
-    kernel = _KERNELS[name]
     generators = [generator(seed, name, severity, i) for i in image_indices(index, len(batch))]
     result = in_pieces(batch, lambda piece, rngs: kernel(piece, constants, rngs), generators)
     return like(result, images)
+
+
+def recipe(name: str, scale: str) -> tuple[Kernel, tuple[Any, ...]]:
+    """The kernel of a corruption and its constants for severities 1 to 5 at a scale."""
+    check_name(scale, SCALES, "scale")
+    if name in MAP_TAKING:
+        raise ValueError(
+            f"name={name!r} needs a {MAP_TAKING[name]} map: use "
+            f"sparseopt.robustness.{name}(images, severity, {MAP_TAKING[name]})"
+        )
+    check_name(name, GENERATED)
+    if name in _KERNELS:
+        return _KERNELS[name], SCALES[scale][name]
+    if name in c_bar.KERNELS:
+        return c_bar.KERNELS[name], _strengths(name, scale)
+    if name in three_d.KERNELS:
+        return three_d.KERNELS[name], three_d.CONSTANTS[name]
+    return codec.KERNELS[name], codec.CONSTANTS[name]
+
+
+def _strengths(name: str, scale: str) -> tuple[float, ...]:
+    """Strengths of C-bar, divided by 10."""
+    known = [other for other, table in c_bar.STRENGTHS.items() if name in table]
+    if scale not in known:
+        raise ValueError(f"scale={scale!r}: {name!r} has constants for {', '.join(known)} only")
+    return tuple(strength / 10 for strength in c_bar.STRENGTHS[scale][name])
 
 
 def smallest_side(name: str, constants: Any) -> int:
     """The shortest side in pixels that a corruption can work on."""
     if name == "glass_blur":
         return max(_SMALLEST_SIDE, 2 * int(constants[1]) + 2)
-    return _SMALLEST_SIDE
-
-
-def generator(seed: int, name: str, severity: int, index: int) -> np.random.Generator:
-    """The random numbers of one image under one corruption."""
-    key = [seed, zlib.crc32(name.encode()), severity, index]
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
-
-
-def in_pieces(
-    batch: Array,
-    kernel: Callable[[Array, Sequence[np.random.Generator]], Array],
-    generators: Sequence[np.random.Generator],
-) -> Array:
-    """Apply a kernel on float32 images in 0..255 to pieces of a uint8 batch."""
-    out = np.empty_like(batch)
-    size = max(1, _VALUES_AT_ONCE // max(1, int(np.prod(batch.shape[1:]))))
-    for start in range(0, len(batch), size):
-        piece = slice(start, start + size)
-        result = kernel(batch[piece].astype(np.float32), generators[piece])
-        out[piece] = truncated(result)
-    return out
-
-
-def truncated(values: Array) -> Array:
-    """Clipped to 0..255 and cut to whole grey levels, as the published sets are."""
-    # 1e-3 keeps a value that should be a whole number from falling below it by rounding
-    return np.clip(values + np.float32(1e-3), 0, 255).astype(np.uint8)
+    return codec.SMALLEST_SIDE if name in codec.KERNELS else _SMALLEST_SIDE

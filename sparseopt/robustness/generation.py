@@ -17,7 +17,8 @@ import numpy as np
 from sparseopt.robustness._constants import SCALES
 from sparseopt.robustness._door import SEVERITIES, Array, Images, check_name, check_seed
 from sparseopt.robustness._extras import need, progress_bar
-from sparseopt.robustness.corruptions import CORRUPTIONS, corrupt
+from sparseopt.robustness.c_bar import STRENGTHS
+from sparseopt.robustness.corruptions import CORRUPTIONS, GENERATED, corrupt
 from sparseopt.robustness.folders import class_folders, read_image
 from sparseopt.robustness.sets import (
     check_equal_lengths,
@@ -54,7 +55,8 @@ def generate(
         source: (images uint8 (N, H, W, C) or (N, H, W), N labels), or a folder.
         root: folder to write to; made if missing.
         scale: constants, see `corrupt`: "cifar", "tiny" or "imagenet".
-        corruption: one name or several; all 19 by default.
+        corruption: one name or several, any that `corrupt` takes; the 19 by default. Folders of
+            C-bar are named by strength, as published.
         severity: one or several of 1..5; arrays always get all five.
         size: folders only: shorter side to size * 256 / 224 and centre crop, as ImageNet-C (224).
         seed: see `corrupt`.
@@ -76,7 +78,7 @@ def generate(
         30
     """
     check_name(scale, SCALES, "scale")
-    names = chosen_corruptions(corruption, CORRUPTIONS)
+    names = chosen_corruptions(corruption, CORRUPTIONS, GENERATED)
     job = {"scale": scale, "seed": check_seed(seed)}
     folder = Path(root)
     with _pool(workers) as run:
@@ -215,7 +217,7 @@ def _write_image(
     job: dict[str, Any],
 ) -> None:
     """One clean image under every corruption and severity; files that exist are kept."""
-    places = {cell: _place(root, cell, path) for cell in cells}
+    places = {cell: _place(root, cell, job["scale"], path) for cell in cells}
     missing = {cell: place for cell, place in places.items() if not place.exists()}
     if not missing:
         return
@@ -226,8 +228,11 @@ def _write_image(
         _replace(place, _jpeg_writer(pillow.fromarray(np.asarray(image))))
 
 
-def _place(root: Path, cell: tuple[str, int], path: Path) -> Path:
-    return root / cell[0] / str(cell[1]) / path.parent.name / f"{path.stem}.JPEG"
+def _place(root: Path, cell: tuple[str, int], scale: str, path: Path) -> Path:
+    name, level = cell
+    strengths = STRENGTHS.get(scale, {}).get(name)
+    folder = f"{strengths[level - 1]:.2f}" if strengths else str(level)
+    return root / name / folder / path.parent.name / f"{path.stem}.JPEG"
 
 
 def _jpeg_writer(image: Any) -> Callable[[Path], None]:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from sparseopt.robustness._door import SEVERITIES, Array, Images, check_name, check_severity
 from sparseopt.robustness._extras import need
-from sparseopt.robustness.corruptions import CORRUPTIONS, corrupt
+from sparseopt.robustness.corruptions import CORRUPTIONS, GENERATED, corrupt
 
 Key = tuple[str, int]
 Sample = tuple[Any, Any]
@@ -123,13 +123,13 @@ class ArrayPart(Dataset[Sample]):
 
 
 class Corrupted(CorruptionSet):
-    """Any uint8 images under the 19 corruptions, corrupted when they are read, nothing written.
+    """Any uint8 images, corrupted when they are read, nothing written.
 
     Args:
         images: uint8 (N, H, W, C) or (N, H, W), numpy or torch.
         labels: N class indices.
         scale, seed: see `corrupt`.
-        corruption, severity: one or several; all 19 and 1..5 by default.
+        corruption, severity: one or several, any that `corrupt` takes; by default the 19, 1..5.
         transform: called with the Pillow image; without it, float32 (C, H, W) in [0, 1].
         name: for reports.
 
@@ -152,7 +152,9 @@ class Corrupted(CorruptionSet):
         seed: int = 0,
         name: str = "images",
     ) -> None:
-        super().__init__(chosen_corruptions(corruption, CORRUPTIONS), chosen_severities(severity))
+        super().__init__(
+            chosen_corruptions(corruption, CORRUPTIONS, GENERATED), chosen_severities(severity)
+        )
         self.labels = torch.as_tensor(np.asarray(labels)).long()
         self.images, self.scale, self.transform, self.seed = images, scale, transform, seed
         self.name = f"{name} ({scale} constants)"
@@ -195,11 +197,14 @@ def check_equal_lengths(images: Any, labels: Any) -> None:
 
 
 def chosen_corruptions(
-    corruption: str | Sequence[str] | None, known: Sequence[str]
+    corruption: str | Sequence[str] | None,
+    default: Sequence[str],
+    known: Sequence[str] | None = None,
 ) -> tuple[str, ...]:
-    """The corruptions asked for, all `known` ones for None."""
+    """The corruptions asked for, among `known` ones; `default` for None."""
     if corruption is None:
-        return tuple(known)
+        return tuple(default)
+    known = known or default
     names = (corruption,) if isinstance(corruption, str) else tuple(corruption)
     for name in names:
         check_name(name, known, "corruption")

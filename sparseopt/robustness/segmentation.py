@@ -1,0 +1,161 @@
+"""Corrupted Pascal VOC 2012: the official images, corrupted when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from sparseopt.robustness._door import Array, check_name, check_seed
+from sparseopt.robustness._extras import need
+from sparseopt.robustness._streams import generator
+from sparseopt.robustness.corruptions import CORRUPTIONS, corrupt
+from sparseopt.robustness.folders import read_image
+from sparseopt.robustness.sets import (
+    CorruptionSet,
+    Sample,
+    Transform,
+    chosen_corruptions,
+    chosen_severities,
+    existing,
+    transformed,
+)
+
+ENGINES = ("sparseopt", "imagecorruptions")
+
+
+class CorruptedVOC(CorruptionSet):
+    """Pascal VOC 2012 segmentation under the 19 corruptions, for `evaluate`.
+
+    Items are (image, mask): the mask int64 (H, W), classes 0..20 and 255 for void. Without `size`
+    the images have their own sizes, and `evaluate` takes them one by one.
+
+    Args:
+        root: the folder with `VOCdevkit/VOC2012`, or one of these two.
+        corruption: one name or several; all 19 by default.
+        severity: one of 1..5 or several; all by default.
+        split: a list in `ImageSets/Segmentation`: "val", "train" or "trainval".
+        size: resize image (bilinear) and mask (nearest) to size x size, before corrupting.
+        engine: "sparseopt", or "imagecorruptions" for the package that the paper used
+            (pip install imagecorruptions-imaug); its elastic, zoom, frost and fog differ.
+        transform: called with the Pillow image; without it, float32 (3, H, W) in [0, 1].
+        seed: see `corrupt`.
+
+    Raises:
+        FileNotFoundError: a list, an image or a mask is missing; names its path.
+
+    Source: Everingham et al. (2012); Wu et al. (2024), appendix A.9.
+    """
+
+    name = "corrupted Pascal VOC 2012"
+    num_classes = 21
+    task = "segmentation"
+
+    def __init__(
+        self,
+        root: str | Path,
+        corruption: str | Sequence[str] | None = None,
+        severity: int | Sequence[int] | None = None,
+        split: str = "val",
+        size: int | None = None,
+        engine: str = "sparseopt",
+        transform: Transform | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(chosen_corruptions(corruption, CORRUPTIONS), chosen_severities(severity))
+        check_name(engine, ENGINES, "engine")
+        self.root = _voc_folder(Path(root))
+        listing = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        self.names = existing(listing, "one image name per line").read_text().split()
+        self.pairs = [_pair(self.root, name) for name in self.names]
+        self.size, self.engine, self.transform = size, engine, transform
+        self.seed, self.uniform = check_seed(seed), size is not None
+        self.name = f"corrupted Pascal VOC 2012 {split}"
+
+    def read(self, corruption: str, severity: int) -> Dataset[Sample]:
+        return _VOCPart(self, corruption, severity)
+
+    @property
+    def clean(self) -> Dataset[Sample]:
+        """The same images uncorrupted, for `evaluate(..., clean=)`."""
+        return _VOCPart(self, None, 1)
+
+
+class _VOCPart(Dataset[Sample]):
+    def __init__(self, source: CorruptedVOC, corruption: str | None, severity: int) -> None:
+        self.source, self.corruption, self.severity = source, corruption, severity
+
+    def __len__(self) -> int:
+        return len(self.source.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        own = self.source
+        image, mask = _read_pair(*own.pairs[index], own.size)
+        if self.corruption is not None:
+            image = corrupted_image(
+                image, self.corruption, self.severity, own.engine, own.seed, index
+            )
+        return transformed(image, own.transform), torch.from_numpy(mask.astype(np.int64))
+
+
+def corrupted_image(
+    image: Array, name: str, severity: int, engine: str = "sparseopt", seed: int = 0, index: int = 0
+) -> Array:
+    """One uint8 image (H, W, 3) of any size, corrupted by either engine, ImageNet's constants.
+
+    `imagecorruptions` draws from numpy's global generator; it is seeded for this image and put
+    back afterwards.
+    """
+    check_name(engine, ENGINES, "engine")
+    check_name(name, CORRUPTIONS)
+    if engine == "sparseopt":
+        return np.asarray(corrupt(image[None], name, severity, "imagenet", seed, index))[0]
+    theirs = need("imagecorruptions", "engine='imagecorruptions'").corruption_dict[name]
+    number = int(generator(seed, name, severity, index).integers(2**31))
+    # these two keep generators of their own, which only an argument reaches
+    options = {"seed": number} if name in ("glass_blur", "impulse_noise") else {}
+    before = np.random.get_state()
+    try:
+        np.random.seed(number)
+        picture = need("PIL.Image", "engine='imagecorruptions'").fromarray(image)
+        return np.clip(np.asarray(theirs(picture, severity, **options)), 0, 255).astype(np.uint8)
+    finally:
+        np.random.set_state(before)
+
+
+def _voc_folder(root: Path) -> Path:
+    existing(root, "the folder with VOCdevkit/VOC2012")
+    for place in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        if (place / "ImageSets").is_dir():
+            return place
+    path = root / "VOCdevkit" / "VOC2012"
+    raise FileNotFoundError(
+        f"{path} is missing; expected JPEGImages, SegmentationClass and ImageSets there"
+    )
+
+
+def _pair(root: Path, name: str) -> tuple[Path, Path]:
+    image = root / "JPEGImages" / f"{name}.jpg"
+    mask = root / "SegmentationClass" / f"{name}.png"
+    return existing(image, "an image of the list"), existing(mask, "the mask of an image")
+
+
+def _read_pair(image: Path, mask: Path, size: int | None) -> tuple[Array, Array]:
+    pillow = need("PIL.Image", "reading images")
+    picture = read_image(image)
+    try:
+        with pillow.open(mask) as file:  # palette images: the values are the classes
+            classes = np.array(file)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{mask} is damaged ({error}); expected a palette PNG") from error
+    if classes.shape != picture.shape[:2]:
+        raise ValueError(f"{mask} is {classes.shape}; expected {picture.shape[:2]} as {image.name}")
+    if size is None:
+        return picture, classes
+    resized = pillow.fromarray(picture).resize((size, size), pillow.BILINEAR)
+    return np.array(resized), np.array(
+        pillow.fromarray(classes).resize((size, size), pillow.NEAREST)
+    )
