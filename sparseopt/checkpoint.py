@@ -11,12 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .layers import Layer
+from .positions import count
+
+if TYPE_CHECKING:
+    from .algorithms import Algorithm
 
 __all__ = ["Saved", "merge", "split"]
 
@@ -120,11 +124,11 @@ def unprefixed(ours: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(PREFIX): value for name, value in ours.items()}
 
 
-def check(saved: Saved, layers: Sequence[Layer], recipe: str, sparsity: float) -> None:
+def check(saved: Saved, layers: Sequence[Layer], algorithm: Algorithm) -> None:
     """Raise ValueError where a checkpoint belongs to another recipe, sparsity or model."""
     if not saved.masks:
         return  # a dense optimizer's checkpoint: its state is taken, the topology stays
-    for name, mine in (("algo", recipe), ("sparsity", sparsity)):
+    for name, mine in (("algo", algorithm.name), ("sparsity", algorithm.sparsity)):
         theirs = saved.run.get(name, mine)
         if theirs != mine:
             raise ValueError(
@@ -133,6 +137,22 @@ def check(saved: Saved, layers: Sequence[Layer], recipe: str, sparsity: float) -
                 "topology with topology={name: mask}"
             )
     _check_layers(saved.masks, layers)
+    _check_counts(saved.masks, layers, algorithm)
+
+
+def _check_counts(
+    masks: dict[tuple[int, int], Tensor], layers: Sequence[Layer], algorithm: Algorithm
+) -> None:
+    numbers = {layer.key: count(masks[layer.key]) for layer in layers}
+    for layer in layers:
+        if not numbers[layer.key]:
+            raise ValueError(f"the checkpoint's mask of {layer.name!r} has no active weight")
+    total, mine = sum(numbers.values()), sum(layer.nnz for layer in layers)
+    if algorithm.keeps_count and total != mine:
+        raise ValueError(
+            f"the checkpoint's masks have {total} active weights, algo={algorithm.name!r} keeps "
+            f"{mine}: they were not written by it"
+        )
 
 
 def _check_layers(masks: dict[tuple[int, int], Tensor], layers: Sequence[Layer]) -> None:

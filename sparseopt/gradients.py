@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from .layers import Layer
-from .storage.zeroing import zero_inactive
+from .storage.zeroing import zero_at_sentinels, zero_inactive
 
 __all__ = ["Hooks", "dense_gradient", "mask_gradient", "refuse_gradients"]
 
@@ -106,7 +106,8 @@ class Hooks:
         if grad is None or layer.dense:
             return  # a dense layer's gradient is the dense gradient
         last = self.masked.get(id(layer))
-        if last is not None and last[0]() is grad and last[1] == grad._version:
+        seen = last is not None and last[0]() is grad and last[1] == grad._version
+        if seen and zero_at_sentinels(grad.detach(), layer):
             return
         grad = layer.weight.grad = mask_gradient(layer, grad)
         self.masked[id(layer)] = (weakref.ref(grad), grad._version)

@@ -495,7 +495,8 @@ class SparseOptimizer(Wrapper):
             if not self._hooks.windows:
                 self._open_window()
                 return None
-            self._prepare(self._pools)
+            for pool in self._pools:
+                self._keep_gradients(pool, due=True)
         return self._update(self._pools)
 
     @torch.no_grad()
@@ -589,7 +590,7 @@ class SparseOptimizer(Wrapper):
     def _load(self, state_dict: dict[str, Any]) -> None:
         self._bind()
         plain, saved = checkpoint.split(state_dict)
-        checkpoint.check(saved, self.layers, self._algorithm.name, self._algorithm.sparsity)
+        checkpoint.check(saved, self._layers, self._algorithm)
         self._inner.load_state_dict(plain)
         self._take_up(saved)
 
@@ -607,7 +608,9 @@ class SparseOptimizer(Wrapper):
                     name: value.to(layer.mask.device).clone() for name, value in entry.items()
                 }
                 layer.extras.setdefault("ever_active", layer.mask.clone())
-            self._storage.clean(layer)
+                self._storage.take_up(layer)
+            else:
+                self._storage.clean(layer)
         self._hooks.forget()
         self._open_window()
 

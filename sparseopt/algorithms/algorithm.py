@@ -100,6 +100,11 @@ class Algorithm:
         return any(getattr(score, "needs_gradient", False) for score in (self.drop, self.grow))
 
     @property
+    def keeps_count(self) -> bool:
+        """Whether the number of active weights is the same from the first step to the last."""
+        return not self.needs_total_steps and self.exchange is exchange
+
+    @property
     def needs_total_steps(self) -> bool:
         """Whether the density changes over training, so that its length must be known."""
         return not isinstance(self.density, Constant) or self.pruned_density is not None

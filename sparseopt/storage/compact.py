@@ -20,6 +20,7 @@ from ..positions import compress, merge, positions
 from ..update import Change
 from .masked import Masked
 from .state import mean_of
+from .zeroing import flat, memory_order
 
 __all__ = ["Compact", "can_pack"]
 
@@ -34,19 +35,6 @@ class Packed:
     index: Tensor
     values: nn.Parameter
     grad: Tensor
-
-
-def memory_order(weight: Tensor) -> list[int]:
-    """Dimensions from the outermost to the innermost in memory (channels_last differs)."""
-    strides = weight.stride()
-    return sorted(range(weight.ndim), key=lambda dim: -strides[dim])
-
-
-def flat(tensor: Tensor, like: Tensor) -> Tensor:
-    """One-dimensional, in the memory order of ``like``; a view where the layouts agree."""
-    if tensor.ndim == 1 or (tensor.is_contiguous() and like.is_contiguous()):
-        return tensor.view(-1)
-    return tensor.permute(memory_order(like)).reshape(-1)
 
 
 def can_pack(layer: Layer) -> bool:
@@ -125,6 +113,9 @@ class Compact(Masked):
         return lambda dense: at(flat(dense, layer.weight), packed)
 
     # --- a new topology ---------------------------------------------------------------------------
+
+    def take_up(self, layer: Layer) -> None:
+        self.clean(layer)
 
     @torch.no_grad()
     def clean(self, layer: Layer) -> None:

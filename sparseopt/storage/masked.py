@@ -13,7 +13,7 @@ from ..bias_correction import BORN, BiasCorrection, Moments, mark_grown
 from ..layers import Layer
 from ..update import Change
 from .state import StateTable, keeps_zeros, mean_of
-from .zeroing import zero_inactive
+from .zeroing import zero_at_sentinels, zero_inactive
 
 __all__ = ["Masked"]
 
@@ -78,9 +78,15 @@ class Masked:
     # --- zeros ------------------------------------------------------------------------------------
 
     def is_clean(self, layer: Layer) -> bool:
-        """Whether inactive weights are known to be zero: nothing was written since we saw them."""
+        """Whether inactive weights are zero: nothing was written since we saw them.
+
+        Writes through ``.data`` leave no trace but the values; the sentinels see those.
+        """
+        if layer.dense:
+            return True
         weight = layer.weight
-        return layer.dense or self.clean_at.get(layer.key) == (weight._version, weight.data_ptr())
+        seen = self.clean_at.get(layer.key) == (weight._version, weight.data_ptr())
+        return seen and zero_at_sentinels(weight.detach(), layer)
 
     def note_clean(self, layer: Layer) -> None:
         self.clean_at[layer.key] = (layer.weight._version, layer.weight.data_ptr())
@@ -91,6 +97,10 @@ class Masked:
         if not layer.dense:
             zero_inactive(layer.weight, layer.mask)
         self.note_clean(layer)
+
+    def take_up(self, layer: Layer) -> None:
+        """Follow a mask that was loaded together with the state that belongs to it."""
+        self.mask_weights(layer)
 
     @torch.no_grad()
     def clean(self, layer: Layer) -> None:

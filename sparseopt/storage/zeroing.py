@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["zero_inactive"]
+from ..layers import Layer
+from ..positions import compress
+
+__all__ = ["flat", "memory_order", "zero_at_sentinels", "zero_inactive"]
 
 INTEGERS = {
     torch.float64: torch.int64,
@@ -44,3 +47,39 @@ def zero_inactive(values: Tensor, mask: Tensor) -> Tensor:
     for part, kept in zip(bits.view(-1).split(CHUNK), keep.view(-1).split(CHUNK), strict=True):
         part.bitwise_and_(kept.neg())  # true is 1, minus one is all bits set
     return values
+
+
+SENTINELS = 8192  # per layer; a layer with fewer entries is looked at entirely
+
+
+def zero_at_sentinels(values: Tensor, layer: Layer) -> bool:
+    """Whether a sample of the inactive entries is zero, in a few microseconds.
+
+    Guards against writes that autograd does not count (``weight.data.copy_(average)``): these write
+    many entries at once. False too where ``values`` has another layout than the weight.
+    """
+    if values.stride() != layer.weight.stride() or values.is_sparse:
+        return False
+    if layer.sentinels is None:
+        layer.sentinels = sentinels(flat(layer.mask, layer.weight))
+    return not bool(flat(values, layer.weight).index_select(0, layer.sentinels).any())
+
+
+def sentinels(mask: Tensor) -> Tensor:
+    """Inactive positions, evenly spread; an odd stride falls into all columns."""
+    stride = max(1, mask.numel() // SENTINELS) | 1
+    places = torch.arange(0, mask.numel(), stride, device=mask.device)
+    return compress(places, ~mask.index_select(0, places))
+
+
+def memory_order(weight: Tensor) -> list[int]:
+    """Dimensions from the outermost to the innermost in memory (channels_last differs)."""
+    strides = weight.stride()
+    return sorted(range(weight.ndim), key=lambda dim: -strides[dim])
+
+
+def flat(tensor: Tensor, like: Tensor) -> Tensor:
+    """One-dimensional, in the memory order of ``like``; a view where the layouts agree."""
+    if tensor.ndim == 1 or (tensor.is_contiguous() and like.is_contiguous()):
+        return tensor.view(-1)
+    return tensor.permute(memory_order(like)).reshape(-1)
