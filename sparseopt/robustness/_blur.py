@@ -13,7 +13,7 @@ from sparseopt.robustness._resample import (
     filtered,
     gaussian_blurred,
     motion_blurred,
-    zoomed,
+    zoomed_sum,
 )
 
 
@@ -38,9 +38,7 @@ def zoom_blur(images: Array, constants: tuple[float, float], rngs: Generators) -
     stop, step = constants
     # the released code zooms over np.arange(1, stop, step), whose length depends on rounding
     count = math.ceil((stop - 1) / step)
-    total = images.copy()
-    for i in range(count):
-        total += zoomed(images, 1 + i * step) if i else images
+    total = 2 * images + zoomed_sum(images, [1 + i * step for i in range(1, count)])
     return total / np.float32(count + 1)
 
 

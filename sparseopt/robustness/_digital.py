@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import io
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from sparseopt.robustness._door import Array
-from sparseopt.robustness._extras import need
 from sparseopt.robustness._resample import (
     Generators,
     gray,
+    opencv,
+    over_channels,
     pixel_grid,
     sampled,
     smoothed,
     uniform,
 )
 
-_RED = np.array([0, 1, 1], dtype=np.float32)  # distance from the value, per channel
-
 
 def contrast(images: Array, factor: float, rngs: Generators) -> Array:
     """Values drawn together towards the mean of their channel."""
     mean = images.mean(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
-    return (images - mean) * np.float32(factor) + mean
+    out = images * np.float32(factor)
+    out += mean * np.float32(1 - factor)
+    return out
 
 
 def saturate(images: Array, constants: tuple[float, float], rngs: Generators) -> Array:
@@ -34,14 +33,16 @@ def saturate(images: Array, constants: tuple[float, float], rngs: Generators) ->
     A gray image has no saturation to scale, so only a shift changes it (severities 4 and 5).
     """
     factor, shift = (np.float32(c) for c in constants)
-    color = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
-    value = color.max(axis=-1, keepdims=True)
-    span = value - color.min(axis=-1, keepdims=True)
-    saturation = span / np.maximum(value, 1)
-    wanted = np.clip(saturation * factor + shift, 0, 1)
+    value = over_channels(np.maximum, images)
+    span = value - over_channels(np.minimum, images)
+    wanted = np.clip(span / np.maximum(value, 1) * factor + shift, 0, 1) * value
     # at fixed hue and value every channel's distance from the value grows with saturation
-    depth = np.where(span > 0, (value - color) / np.maximum(span, 1), _RED)
-    out = value - value * wanted * depth
+    share, colorless = wanted / np.maximum(span, 1), span == 0
+    out = np.empty((*images.shape[:3], 3), dtype=np.float32)
+    for channel in range(3):
+        own = images[..., min(channel, images.shape[-1] - 1)]
+        red = wanted if channel else np.float32(0)
+        out[..., channel] = value - np.where(colorless, red, (value - own) * share)
     return out if images.shape[-1] == 3 else gray(out)
 
 
@@ -49,16 +50,30 @@ def pixelate(images: Array, factor: float, rngs: Generators) -> Array:
     """Shrunk and enlarged again with a box filter."""
     height, width = images.shape[1:3]
     small = box_resized(images, int(height * factor), int(width * factor))
-    return box_resized(small, height, width)
+    # enlarging with a box repeats pixels
+    rows, columns = (box_matrix(a, b).argmax(axis=1) for a, b in _sides(small, images))
+    return small[:, rows][:, :, columns]
+
+
+def _sides(source: Array, target: Array) -> list[tuple[int, int]]:
+    return list(zip(source.shape[1:3], target.shape[1:3], strict=True))
 
 
 def box_resized(images: Array, height: int, width: int) -> Array:
     """Resized as Pillow's BOX filter does it, rounding to 8 bits after each axis."""
-    across = np.matmul(box_matrix(images.shape[2], width), images)
+    across = _along_columns(box_matrix(images.shape[2], width), images)
     across = np.floor(across + 0.5)
     flat = across.reshape(*across.shape[:2], -1)
     down = np.floor(np.matmul(box_matrix(images.shape[1], height), flat) + 0.5)
     return down.reshape(len(images), height, *across.shape[2:])
+
+
+def _along_columns(matrix: Array, images: Array) -> Array:
+    """`matrix` (W', W) applied along the width, as one product per image."""
+    count, height, width, channels = images.shape
+    columns = images.transpose(0, 2, 1, 3).reshape(count, width, height * channels)
+    out = np.matmul(matrix, columns).reshape(count, -1, height, channels)
+    return np.ascontiguousarray(out.transpose(0, 2, 1, 3))
 
 
 @lru_cache(maxsize=64)
@@ -74,18 +89,20 @@ def box_matrix(side: int, new_side: int) -> Array:
 
 
 def jpeg_compression(images: Array, quality: int, rngs: Generators) -> Array:
-    """Through a JPEG file of the given quality."""
-    pillow = need("PIL.Image", "jpeg_compression")
-    squeezed = images.astype(np.uint8)
-    squeezed = squeezed[..., 0] if images.shape[-1] == 1 else squeezed
-    out = np.stack([_through_jpeg(image, quality, pillow) for image in squeezed])
-    return out.reshape(images.shape).astype(np.float32)
+    """Through a JPEG file of the given quality (OpenCV's, equal to Pillow's in every bit)."""
+    out = np.empty_like(images)
+    for image, target in zip(images.astype(np.uint8), out, strict=True):
+        target[...] = _through_jpeg(image, quality)
+    return out
 
 
-def _through_jpeg(image: Array, quality: int, pillow: Any) -> Array:
-    buffer = io.BytesIO()
-    pillow.fromarray(image).save(buffer, "JPEG", quality=quality)
-    return np.asarray(pillow.open(buffer))
+def _through_jpeg(image: Array, quality: int) -> Array:
+    cv2 = opencv()
+    # OpenCV's channels are blue, green, red
+    _, file = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if image.shape[-1] == 3:
+        return cv2.imdecode(file, cv2.IMREAD_COLOR)[..., ::-1]
+    return cv2.imdecode(file, cv2.IMREAD_GRAYSCALE)[..., None]
 
 
 def elastic_transform(images: Array, constants: tuple[float, ...], rngs: Generators) -> Array:

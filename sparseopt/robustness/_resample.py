@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,11 @@ def uniform(rngs: Generators, shape: tuple[int, ...], low: float, high: float) -
 def gray(images: Array) -> Array:
     """Luminance (N, H, W, 1) of RGB or gray images."""
     return images if images.shape[-1] == 1 else (images @ LUMINANCE)[..., None]
+
+
+def over_channels(function: Any, images: Array) -> Array:
+    """`np.maximum` or `np.minimum` over the channels: (N, H, W). Faster than a reduction."""
+    return reduce(function, (images[..., channel] for channel in range(images.shape[-1])))
 
 
 def tint(color: tuple[float, float, float], channels: int) -> Array:
@@ -188,13 +193,31 @@ def zoom_coordinates(side: int, factor: float) -> Array:
     return (np.arange(side) + trim) * step + (side - crop) // 2
 
 
+@lru_cache(maxsize=128)
+def _zoom_grid(height: int, width: int, factor: float) -> torch.Tensor:
+    """The coordinates of one enlargement for grid_sample, (1, H, W, 2)."""
+    rows = torch.from_numpy(_unit(zoom_coordinates(height, factor), height, True))
+    columns = torch.from_numpy(_unit(zoom_coordinates(width, factor), width, True))
+    down, right = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([right, down], dim=-1)[None]
+
+
+def zoomed_sum(images: Array, factors: Sequence[float]) -> Array:
+    """The sum of the images' enlargements about the centre, each of the same size.
+
+    Bilinear, the corners of crop and result aligned. Shapes (N, H, W, C).
+    """
+    planes = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    total = torch.zeros_like(planes)
+    for factor in factors:
+        grid = _zoom_grid(*images.shape[1:3], factor).expand(len(images), -1, -1, -1)
+        total += F.grid_sample(planes, grid, padding_mode="border", align_corners=True)
+    return total.permute(0, 2, 3, 1).contiguous().numpy()
+
+
 def zoomed(images: Array, factor: float) -> Array:
-    """Enlarged about the centre, same size: bilinear, corners of crop and result aligned."""
-    height, width = images.shape[1:3]
-    rows = zoom_coordinates(height, factor)[None, :, None]
-    columns = zoom_coordinates(width, factor)[None, None, :]
-    shape = (1, height, width)
-    return sampled(images, np.broadcast_to(rows, shape), np.broadcast_to(columns, shape), "edge")
+    """Enlarged about the centre, same size; see `zoomed_sum`."""
+    return zoomed_sum(images, [factor])
 
 
 def plasma(side: int, decay: float, rngs: Generators) -> Array:

@@ -36,4 +36,5 @@ def in_pieces(
 def truncated(values: Array) -> Array:
     """Clipped to 0..255 and cut to whole grey levels, as the published sets are."""
     # 1e-3 keeps a value that should be a whole number from falling below it by rounding
-    return np.clip(values + np.float32(1e-3), 0, 255).astype(np.uint8)
+    raised = values + np.float32(1e-3)
+    return np.clip(raised, 0, 255, out=raised).astype(np.uint8)

@@ -17,6 +17,7 @@ from sparseopt.robustness._resample import (
     motion_blurred,
     normal,
     opencv,
+    over_channels,
     plasma,
     tint,
     zoomed,
@@ -27,10 +28,14 @@ PALE_TURQUOISE, BROWN = (175, 238, 238), (63, 42, 20)
 
 def brightness(images: Array, amount: float, rngs: Generators) -> Array:
     """HSV value raised by `amount` of the full range; hue and saturation stay."""
-    value = images.max(axis=-1, keepdims=True)
+    value = over_channels(np.maximum, images)
     brighter = np.minimum(value + np.float32(255 * amount), np.float32(255))
-    # black has no hue and no saturation: it becomes gray
-    return np.where(value > 0, images * (brighter / np.maximum(value, 1)), brighter)
+    factor = brighter / np.maximum(value, 1)
+    out = np.empty_like(images)
+    for channel in range(images.shape[-1]):
+        # black has no hue and no saturation: it becomes gray
+        out[..., channel] = np.where(value > 0, images[..., channel] * factor, brighter)
+    return out
 
 
 def fog(images: Array, constants: tuple[float, float], rngs: Generators) -> Array:
