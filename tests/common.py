@@ -302,6 +302,7 @@ def sparse(
     model: nn.Module,
     inner: Optimizer | Callable[[Iterable[Any]], Optimizer],
     recipe: Recipe | str = "set",
+    /,
     **options: Any,
 ) -> SparseOptimizer:
     """The model's parameters under an inner optimizer, made sparse; updates every 3 steps."""
