@@ -406,11 +406,27 @@ def test_a_drop_fraction_that_is_no_number_is_refused(wrong: Any) -> None:
 def test_the_guide_to_extending_runs_and_its_recipe_is_short(root: Path) -> None:
     path = root / "docs" / "extending.md"
     failures, tried = doctest.testfile(
-        str(path), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
+        str(path), module_relative=False, parser=Fenced(), optionflags=doctest.NORMALIZE_WHITESPACE
     )
     assert tried >= 5 and failures == 0
     RECIPES.pop("unfired", None)
     ROWS.pop("unfired", None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_example_on_every_page_runs(name: str, root: Path) -> None:
+    path = root / "docs" / "algorithms" / f"{name}.md"
+    failures, tried = doctest.testfile(
+        str(path), module_relative=False, parser=Fenced(), optionflags=doctest.NORMALIZE_WHITESPACE
+    )
+    assert tried >= 5 and failures == 0
+
+
+class Fenced(doctest.DocTestParser):
+    """Doctests in Markdown: a closing fence ends the expected output."""
+
+    def parse(self, string: str, name: str = "<string>") -> Any:
+        return super().parse(re.sub(r"^```.*$", "", string, flags=re.M), name)
 
 
 def test_topologies_by_name_start_every_recipe_that_takes_one() -> None:
