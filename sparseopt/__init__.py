@@ -1,6 +1,17 @@
 """Train a network with most of its weights at zero, with the optimizer you already use."""
 
-from . import algorithms, distributions, layers, schedules, scores, select, storage, topologies
+from . import (
+    algorithms,
+    distributions,
+    flops,
+    layers,
+    links,
+    schedules,
+    scores,
+    select,
+    storage,
+    topologies,
+)
 from .algorithms import Algorithm, algorithm, available
 from .history import Record
 from .layers import Layer
@@ -20,7 +31,9 @@ __all__ = [
     # what recipes are made of
     "algorithms",
     "distributions",
+    "flops",
     "layers",
+    "links",
     "schedules",
     "scores",
     "select",

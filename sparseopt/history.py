@@ -48,6 +48,7 @@ class Run:
     updates: int = 0
     requested: bool = False
     history: list[Record] = field(default_factory=list)
+    densities: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     dense: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def saved(self) -> dict[str, Any]:
@@ -58,6 +59,7 @@ class Run:
             "updates": self.updates,
             "requested": self.requested,
             "history": [dict(record) for record in self.history],
+            "densities": [[step, dict(layers)] for step, layers in self.densities],
         }
 
     def restore(self, saved: dict[str, Any], steps: int | None) -> None:
@@ -67,6 +69,16 @@ class Run:
             setattr(self, name, saved.get(name, getattr(self, name)))
         if "history" in saved:
             self.history[:] = [Record(record) for record in saved["history"]]
+        if "densities" in saved:
+            self.densities[:] = [(step, dict(layers)) for step, layers in saved["densities"]]
+
+    def note_densities(self, layers: Sequence[Layer]) -> None:
+        """Remember the density of every layer from this step on, if one has changed."""
+        now = {layer.name: layer.density for layer in layers}
+        if self.densities and self.densities[-1][0] == self.steps:
+            self.densities.pop()
+        if not self.densities or self.densities[-1][1] != now:
+            self.densities.append((self.steps, now))
 
 
 def record_of(step: int, layers: Sequence[Layer], changes: Sequence[Change] | None) -> Record:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import numbers
 import warnings
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from . import checkpoint
 from .algorithms import Algorithm, Recipe, resolve
 from .bias_correction import check_supported
 from .distributions import check_sparsity
+from .flops import LiveCost, count, live_cost
 from .gradients import Hooks, dense_gradient, refuse_gradients
 from .history import Record, Run, record_of
 from .layers import Layer, Pattern, Selection, counterparts, parameters, wrapped
@@ -107,6 +109,8 @@ class SparseOptimizer(Wrapper):
         self._options = recipe_options | {k: v for k, v in given.items() if v is not None}
         self._algorithm = self._algorithm_for(sparsity)
         self._hooks = Hooks()
+        # weak: the optimizer does not keep the model alive, and is not copied with it
+        self._model = None if model is None else weakref.ref(model)
         self._selection = Selection.of(optimizer.param_groups, model, include, exclude)
         self._pools: list[Pool] = []
         self._layers: list[Layer] = []
@@ -160,8 +164,9 @@ class SparseOptimizer(Wrapper):
         for pool, ours in zip(pools, masks, strict=True):
             for layer, mask in zip(pool.layers, ours, strict=True):
                 self._adopt(layer, mask)
-        self._pools += pools
-        self._layers += found
+        self._pools.extend(pools)
+        self._layers.extend(found)
+        self._run.note_densities(self._layers)
         self._selection.forget(self._inner.param_groups)
         self._open_window()
         self._tell(found)
@@ -278,6 +283,34 @@ class SparseOptimizer(Wrapper):
         """One :class:`Record` per topology update."""
         return self._run.history
 
+    def flops(
+        self, inputs: Any, *, model: nn.Module | None = None, batch_size: float | None = None
+    ) -> LiveCost:
+        """What this run costs against dense: now, so far, and projected to ``total_steps``.
+
+        Args:
+            inputs: A batch for ``model(inputs)``, or a tuple of its arguments.
+            model: The module that is trained; None: the one given as ``model=``.
+            batch_size: Samples per optimizer step; None: the size of this batch.
+
+        Returns:
+            A :class:`sparseopt.flops.LiveCost`, which prints.
+
+        Raises:
+            ValueError: If the model is not known, or lacks a layer by name.
+            ImportError: Without fvcore (``pip install sparseopt[flops]``).
+        """
+        model = model if model is not None else (self._model() if self._model else None)
+        if model is None:
+            raise ValueError("model= is needed: this optimizer was built without it, or copied")
+        cost = count(wrapped(model), inputs)
+        first = inputs[0] if isinstance(inputs, (tuple, list)) else inputs
+        size = float(len(first)) if batch_size is None else batch_size
+        run = self._run
+        return live_cost(
+            cost, run.densities, self._pools, run.steps, size, run.total_steps, run.update_every
+        )
+
     def summary(self) -> str:
         """A table of the layers: name, shape, active weights, density."""
         rows = [(layer.name, str(layer.shape), f"{layer.nnz:,}", f"{layer.density:.4f}")
@@ -305,11 +338,13 @@ class SparseOptimizer(Wrapper):
 
     def __getstate__(self) -> dict[str, Any]:
         # hooks on parameters are not copied with them: the copy sets its own
-        return {name: value for name, value in super().__getstate__().items() if name != "_hooks"}
+        kept = super().__getstate__()
+        return {name: value for name, value in kept.items() if name not in ("_hooks", "_model")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._hooks = Hooks()
+        self._model = None
         for layer in self._layers:
             self._hooks.attach(layer)
             self._hooks.assume_masked(layer)
@@ -515,6 +550,7 @@ class SparseOptimizer(Wrapper):
             self._forget_state(done)
             run.updates += 1
         run.requested = False
+        run.note_densities(self._layers)
         record = record_of(run.steps, self._layers, done)
         run.history.append(record)
         for layer in self._layers:

@@ -11,6 +11,7 @@ A multiply-add is two FLOPs; norms and pooling are FLOPs as fvcore reports them.
 
 from sparseopt.flops.cost import ModelCost, ModuleCost, Weight, inference_flops, parameters
 from sparseopt.flops.count import count
+from sparseopt.flops.live import LiveCost, live_cost
 from sparseopt.flops.training import (
     RunCost,
     density_record,
@@ -20,6 +21,7 @@ from sparseopt.flops.training import (
 )
 
 __all__ = [
+    "LiveCost",
     "ModelCost",
     "ModuleCost",
     "RunCost",
@@ -28,6 +30,7 @@ __all__ = [
     "density_record",
     "growth_flops",
     "inference_flops",
+    "live_cost",
     "parameters",
     "run_cost",
     "training_flops",
