@@ -118,7 +118,8 @@ def matches(pattern: Pattern, name: str, weight: Tensor) -> bool:
 def as_patterns(patterns: Pattern | Iterable[Pattern] | None, argument: str) -> list[Pattern]:
     if patterns is None:
         return []
-    chosen = [patterns] if isinstance(patterns, str) or callable(patterns) else list(patterns)
+    one = isinstance(patterns, str) or callable(patterns) or not isinstance(patterns, Iterable)
+    chosen: list[Any] = [patterns] if one else [*patterns]  # type: ignore[misc]
     for pattern in chosen:
         if not isinstance(pattern, str) and not callable(pattern):
             raise TypeError(
@@ -131,10 +132,6 @@ def as_patterns(patterns: Pattern | Iterable[Pattern] | None, argument: str) -> 
 def vector_like(weight: Tensor) -> bool:
     """Whether a tensor of several dimensions is really a vector: gains, scales, one-wide layers."""
     return weight.ndim < 2 or weight.numel() == max(weight.shape)
-
-
-def can_be_sparse(weight: Tensor) -> bool:
-    return weight.requires_grad and weight.is_floating_point() and weight.ndim >= 2
 
 
 def eligible_in_module(module: nn.Module, name: str, weight: Tensor) -> bool:
@@ -264,16 +261,19 @@ class Selection:
             return False
         if self.include:
             wanted = any(matches(pattern, name, weight) for pattern in self.include)
-            return wanted and weight.requires_grad and self._possible(name, weight)
-        return can_be_sparse(weight) and self._eligible(name, weight)
+            return wanted and self._possible(name, weight) and weight.requires_grad
+        trained = weight.requires_grad and weight.ndim >= 2
+        return trained and self._eligible(name, weight) and self._possible(name, weight)
 
     def _possible(self, name: str, weight: Tensor) -> bool:
+        if weight.ndim < 2:
+            return False  # a pattern like "fc" names the bias too
         if not weight.is_floating_point():
             raise TypeError(
                 f"parameter {name!r} is {weight.dtype}: only real floating-point weights can be "
                 "sparse; exclude it"
             )
-        return weight.ndim >= 2  # a pattern like "fc" names the bias too
+        return True
 
     def _eligible(self, name: str, weight: Tensor) -> bool:
         if any(other is weight for other, _ in self.known):

@@ -27,8 +27,10 @@ class Wrapper(Optimizer):
     _step_supports_amp_scaling = False
 
     def __init__(self, inner: Optimizer) -> None:
-        self._inner = inner
+        self._inner, defaults = inner, dict(inner.defaults)
         Optimizer.__setstate__(self, {})  # the hook tables, without a second copy of the groups
+        for name in inner.defaults.keys() - defaults.keys():
+            del inner.defaults[name]  # not ours to add
 
     @property
     def inner(self) -> Optimizer:
