@@ -47,6 +47,24 @@ RECIPES = [
     Recipe("rigl", {"grown_state": "mean", "regrow_same": "reset"}),
     Recipe("rigl", {"skip_step_on_update": True}),
 ]
+MORE_RECIPES = [
+    Recipe("snfs", layers_keep_counts=False),
+    Recipe("mest_r", layers_keep_counts=False),
+    Recipe("mest_g", {"variant": "em", "bound": 0.5}),
+    Recipe("mest_g", {"bound": 0.5, "regrow_same": "reset"}, layers_keep_counts=False),
+    Recipe("granet_r", {"drop_fraction": 0.5}, layers_keep_counts=False),
+    Recipe("granet_g", {"distribution": "uniform"}, layers_keep_counts=False),
+    Recipe("gmp", layers_keep_counts=False),
+    Recipe("acdc", layers_keep_counts=False),
+    Recipe("acdc", {"scope": "layer", "keep_dense": True}, layers_keep_counts=False),
+    Recipe("cht"),
+    Recipe("cht", {"soft": True, "early_stop": None, "grow": "ch3_l3n"}),
+    Recipe("chts"),
+    Recipe("chtss", layers_keep_counts=False),
+    Recipe("srigl", {"drop_fraction": 0.5}, layers_keep_counts=False),
+    Recipe("nm", {"n": 1, "m": 2, "sparsity": 0.5, "drop_fraction": 0.5}),
+]
+"""The recipes whose density changes or that structure the topology; ``sparse`` takes them too."""
 DYNAMIC = [recipe for recipe in RECIPES if recipe.algo != "static"]
 
 
