@@ -1,0 +1,72 @@
+"""Long lists of runs: every finished run is a line, a restart skips what is done.
+
+Several processes may work on one list at the same time: a run is claimed by creating a file, which
+only one of them can do. A claim left behind by a process that was killed is taken over when it is
+older than any run takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+
+def identity(run: dict[str, Any]) -> str:
+    return json.dumps(run, sort_keys=True)
+
+
+def finished(path: Path) -> list[dict[str, Any]]:
+    """The results on record; a line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    results = []
+    for line in path.read_text().splitlines():
+        try:
+            results.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return results
+
+
+def work_off(
+    runs: Iterable[dict[str, Any]],
+    do: Callable[[dict[str, Any]], dict[str, Any]],
+    path: Path,
+    patience: float = 3600.0,
+) -> None:
+    """Do every run that is neither on record nor claimed, and append its result.
+
+    Args:
+        runs: What to do, as plain dicts.
+        do: Takes one of them and returns its measurements.
+        path: The data file, one JSON object per line: ``{"run": ..., "result": ...}``.
+        patience: Seconds after which a claim without a result is taken over.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        done = {identity(line["run"]) for line in finished(path)}
+        claim = path.parent / f".claim-{path.stem}-{zlib.crc32(identity(run).encode()):x}"
+        if identity(run) in done or not claimed(claim, patience):
+            continue
+        try:
+            line = json.dumps({"run": run, "result": do(run)})
+            with path.open("a") as file:
+                file.write(line + "\n")
+        finally:
+            claim.unlink(missing_ok=True)
+
+
+def claimed(claim: Path, patience: float) -> bool:
+    """Whether this process may do the run."""
+    if claim.exists() and time.time() - claim.stat().st_mtime > patience:
+        claim.unlink(missing_ok=True)
+    try:
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
