@@ -2,18 +2,25 @@
 
 Autograd computes the gradient of every entry. A hook zeroes the inactive ones as soon as they are
 accumulated, so that clipping and norms see the sparse model (a truly sparse one would have no such
-entries). In the window before an update that grows by gradient, the hook first adds the dense
-gradient to a buffer; the buffer lives from the first micro-batch of that step to the update.
+entries). In the window before an update that grows by gradient, all entries stay until the end of
+the backward pass, where a copy is kept and the inactive ones are zeroed; the copy lives from the
+first micro-batch of that step to the update. DistributedDataParallel averages gradients before that
+moment, the inactive entries with the others: replicas agree without a collective of ours, and
+processes that train different models under one process group are left alone.
 """
 
 from __future__ import annotations
 
+import sys
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import Variable
+from torch.autograd.function import BackwardCFunction
 from torch.utils.hooks import RemovableHandle
 
 from .layers import Layer
@@ -46,6 +53,9 @@ class Hooks:
         self.windows: dict[int, Window] = {}
         self.masked: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self.handles: dict[int, RemovableHandle] = {}
+        self.layers: dict[int, weakref.ref[Layer]] = {}
+        self.backward = -1  # the backward pass at whose end the dense gradients are collected
+        self.warned = False
 
     def attach(self, layer: Layer) -> None:
         """Watch the layer's parameter; a second call moves the hook to a new parameter object."""
@@ -53,12 +63,14 @@ class Hooks:
             self.handles[id(layer)].remove()
         hook = _hook(weakref.ref(self), weakref.ref(layer))
         self.handles[id(layer)] = layer.weight.register_post_accumulate_grad_hook(hook)
+        self.layers[id(layer)] = weakref.ref(layer)
 
     def remove(self) -> None:
         """Leave all parameters as if they had never been watched."""
         for handle in self.handles.values():
             handle.remove()
         self.handles.clear()
+        self.layers.clear()
         self.forget()
 
     def forget(self) -> None:
@@ -68,24 +80,46 @@ class Hooks:
 
     @torch.no_grad()
     def accumulate(self, layer: Layer) -> None:
-        """Keep the dense gradient if it is wanted, then mask the parameter's own."""
+        """Mask the parameter's gradient, or have its dense values kept if they are wanted."""
         grad = layer.weight.grad
         if grad is None:
             return
         refuse_gradients([layer])
-        if self.collecting:
-            self._collect(layer, grad)
-        self.mask(layer)
-        if self.collecting:
-            self.windows[id(layer)].version = grad._version  # as masking left it
-
-    def _collect(self, layer: Layer, grad: Tensor) -> None:
+        if not self.collecting:
+            self.mask(layer)
+            return
         last = self.windows.get(id(layer))
         if last is not None and last.grad() is grad and grad._version == last.version + 1:
             # inactive entries were zeroed after the last micro-batch: they hold this one alone
-            dense = torch.where(layer.mask, grad, last.dense + grad)
-        else:
-            dense = grad.detach().clone()
+            grad.add_(last.dense.masked_fill(layer.mask, 0.0))
+        self._collect_at_the_end()
+
+    def _collect_at_the_end(self) -> None:
+        """Have the dense gradients collected once the backward pass, and DDP with it, is done."""
+        now = torch._C._current_graph_task_id()
+        if now == -1:
+            self._collect()
+        elif now != self.backward and not in_a_nested_backward():
+            self.backward = now
+            # DDP asks for its own last act during the pass; what we ask for at its end comes later
+            at_the_end(lambda: at_the_end(self._collect))
+
+    @torch.no_grad()
+    def _collect(self) -> None:
+        """Keep a copy of the dense gradients, then mask them: also those that DDP brought alone."""
+        for watched in self.layers.values():
+            layer = watched()
+            if layer is not None and layer.weight.grad is not None:
+                self._collect_one(layer, layer.weight.grad)
+
+    def _collect_one(self, layer: Layer, grad: Tensor) -> None:
+        last = self.windows.get(id(layer))
+        if last is not None and last.grad() is grad and last.version == grad._version:
+            return  # nothing was added in this backward pass
+        refuse_gradients([layer])
+        dense = grad.detach().clone()
+        self.mask(layer)
+        grad = layer.weight.grad if layer.weight.grad is not None else grad
         self.windows[id(layer)] = Window(dense, weakref.ref(grad), grad._version)
 
     def lost(self, layer: Layer) -> bool:
@@ -124,6 +158,22 @@ def _hook(hooks: weakref.ref[Hooks], layer: weakref.ref[Layer]) -> Callable[[Ten
     return hook
 
 
+def at_the_end(call: Callable[[], None]) -> None:
+    """Call this when the backward pass now running has ended."""
+    Variable._execution_engine.queue_callback(call)
+
+
+def in_a_nested_backward() -> bool:
+    """Whether this backward pass runs inside another one, as in reentrant checkpointing.
+
+    Its end is not the end of the outer one, in which DDP may still be averaging.
+    """
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not BackwardCFunction.apply.__code__:
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
+
+
 def mask_gradient(layer: Layer, grad: Tensor) -> Tensor:
     """The gradient with zeros at inactive entries; in place where autograd allows it."""
     if grad.requires_grad:  # backward(create_graph=True)
@@ -155,20 +205,35 @@ def dense_gradient(layer: Layer, hooks: Hooks) -> Tensor | None:
     window = hooks.windows.get(id(layer))
     if window is None:  # set by hand (torch.func, autograd.grad): nothing has masked it yet
         return grad.detach().clone()
-    dense = mean_over_replicas(window.dense)
-    before = dense.masked_fill(~layer.mask, 0.0).norm()
+    before = window.dense.masked_fill(~layer.mask, 0.0).norm()
     after = grad.detach().masked_fill(~layer.mask, 0.0).norm()
     factor = torch.where(before > 0, after / before, torch.ones_like(before))
-    return torch.where(layer.mask, grad, dense * factor)
+    dense = window.dense * factor
+    if not hooks.warned and in_a_process_group():
+        hooks.warned = was_rewritten(layer, grad, dense)
+    return torch.where(layer.mask, grad, dense)
 
 
-def mean_over_replicas(dense: Tensor) -> Tensor:
-    """Average over the processes: the hook ran before DistributedDataParallel averaged."""
+def in_a_process_group() -> bool:
+    """Whether there are other processes that might be replicas of this one."""
     distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return dense
-    replicas = distributed.get_world_size()
-    if replicas > 1:
-        dense = dense / replicas
-        distributed.all_reduce(dense)
-    return dense
+    ready = distributed.is_available() and distributed.is_initialized()
+    return ready and distributed.get_world_size() > 1
+
+
+def was_rewritten(layer: Layer, grad: Tensor, dense: Tensor) -> bool:
+    """Warn if the gradient was changed after the backward pass by more than a factor.
+
+    Processes that average gradients by hand would grow each by its own inactive entries.
+    """
+    change = (grad - dense).masked_fill(~layer.mask, 0.0).abs().max()
+    largest = grad.masked_fill(~layer.mask, 0.0).abs().max()
+    if not bool(change > 0.01 * largest):
+        return False
+    warnings.warn(
+        f"the gradient of {layer.name!r} was changed between backward() and step() by more than "
+        "a factor; growth goes by the dense gradient as backward() left it. If processes average "
+        "their gradients by hand, their topologies will differ: use DistributedDataParallel",
+        stacklevel=2,
+    )
+    return True
