@@ -5,9 +5,9 @@
     python benchmarks/accuracy.py --table    # only write docs/accuracy.md from the data file
 
 The same short training for all: SGD with momentum 0.9 and weight decay 5e-4, cosine learning rate
-from 0.1, batch 128; the MLP 4 epochs of 60,000 images, the CNN 4 epochs of the first 20,000. Topology
-updates every 50 steps; every other option is the recipe's default. One thread. Several processes may
-share the list. Writes benchmarks/results/accuracy.jsonl and docs/accuracy.md.
+from 0.1, batch 128; the MLP 4 epochs of 60,000 images, the CNN 4 epochs of the first 20,000.
+Topology updates every 50 steps; every other option is the recipe's default. One thread. Several
+processes may share the list. Writes benchmarks/results/accuracy.jsonl and docs/accuracy.md.
 """
 
 from __future__ import annotations

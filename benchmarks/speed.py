@@ -4,11 +4,11 @@
     python benchmarks/speed.py --sizes         # how cost grows, 1e5 to 1e8 parameters
     python benchmarks/speed.py --device cuda
 
-Gradients come from a real backward pass through a loss whose gradient is known (``sum(weight * g)``),
-so that the hooks which mask gradients are paid for. Reported, as ratios to the dense optimizer in the
-same round: ``step`` (the call of ``step()``), ``total`` (the step and what the hooks add to the
-backward pass), ``update`` (one topology update, in dense steps) and ``amortised`` (``total`` with an
-update every 100 steps). Writes benchmarks/results/speed.json and docs/storage-speed.md.
+Gradients come from a real backward pass through a loss whose gradient is known, so that the hooks
+which mask gradients are paid for. Reported, as ratios to the dense optimizer in the same round:
+``step`` (the call of ``step()``), ``total`` (the step and what the hooks add to the backward pass),
+``update`` (one topology update, in dense steps) and ``amortised`` (``total`` with an update every
+100 steps). Writes benchmarks/results/speed.json and docs/storage-speed.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 
 def network(scale: float = 1.0, device: str = "cpu") -> nn.Module:
-    """8 convolutions 512 x 512 x 3 x 3 and 6 linear layers 1024 x 1024: 25.2 M weights at scale 1."""
+    """8 convolutions 512 x 512 x 3 x 3, 6 linear layers 1024 x 1024: 25.2 M weights at scale 1."""
     torch.manual_seed(0)
     width, wide = max(8, round(512 * scale**0.5)), max(8, round(1024 * scale**0.5))
     layers: list[nn.Module] = [nn.Conv2d(width, width, 3, bias=False) for _ in range(8)]
