@@ -48,7 +48,8 @@ def test_every_python_block_runs_in_order(
     monkeypatch.chdir(tmp_path)  # a checkpoint that a block writes goes here
     torch.manual_seed(0)
     namespace: dict[str, object] = {"__name__": "readme"}
-    with patch.dict("sparseopt.algorithms.registry.RECIPES"):  # recipes shown are forgotten again
+    recipes, rows = (f"sparseopt.algorithms.registry.{name}" for name in ("RECIPES", "ROWS"))
+    with patch.dict(recipes), patch.dict(rows):  # recipes shown are forgotten again
         for line, code in blocks((root / document).read_text(), "python"):
             run = run_session if code.startswith(">>> ") else run_code
             run(code, namespace, document, line)
