@@ -67,17 +67,24 @@ def text(root: Path, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def commands(text: str) -> str:
-    return "\n".join(code for _, code in blocks(text, *SHELL))
+    """The lines of shell blocks, fenced or indented by four spaces."""
+    indented = [line[4:] for line in BLOCK.sub("", text).splitlines() if line.startswith("    ")]
+    return "\n".join([code for _, code in blocks(text, *SHELL)] + indented)
 
 
 def test_every_make_target_shown_exists(root: Path, commands: str) -> None:
     made = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)", commands)) <= made
+    assert set(re.findall(r"^make ([a-z]+)", commands, re.MULTILINE)) <= made
 
 
 def test_every_script_shown_exists(root: Path, commands: str) -> None:
-    for script in re.findall(r"\bpython3? ([\w./-]+\.py)", commands):
+    for script in re.findall(r"^python3? ([\w./-]+\.py)", commands, re.MULTILINE):
         assert (root / script).is_file(), script
+
+
+def test_make_demo_and_make_test_are_shown(root: Path) -> None:
+    text = (root / "README.md").read_text()
+    assert {"make demo", "make test"} <= set(re.findall(r"make (?:demo|test)", text))
 
 
 def test_every_extra_shown_exists(root: Path, text: str) -> None:
