@@ -105,8 +105,7 @@ def settle(
     if levels.density >= 1.0:
         return [torch.ones_like(layer.mask) for layer in layers]
     if algorithm.settle_scope == "global":
-        total = max(len(layers), math.floor(levels.density * size(layers) + 0.5))
-        total = min(total, sum(layer.nnz for layer in layers))
+        total = min(budget(layers, levels.density), sum(layer.nnz for layer in layers))
         return prune_across(layers, algorithm.drop, total, context)
     wanted = counts(layers, algorithm, levels.density)
     return [
@@ -201,8 +200,11 @@ def exchange_across(
     ]
     high = sum(count(mask) for mask in settled)
     free = size(layers) - sum(count(mask) for mask in open_to)
-    dropped = min(drop_number(levels.fraction, high, algorithm.rounding), free)
-    kept = prune_across(layers, algorithm.drop, max(high - dropped, len(layers)), context, settled)
+    low = high - drop_number(levels.fraction, high, algorithm.rounding)
+    if levels.pruned is not None:
+        low = min(low, budget(layers, levels.pruned))
+    low = max(low, high - free, len(layers))
+    kept = prune_across(layers, algorithm.drop, low, context, settled)
     among = [candidates(layer, mask, algorithm) for layer, mask in zip(layers, kept, strict=True)]
     wanted = high - sum(count(mask) for mask in kept)
     seen = [at_stage(layer, mask) for layer, mask in zip(layers, kept, strict=True)]
@@ -261,6 +263,12 @@ def counts(
     return distributions.counts(algorithm.distribution, shapes, min(1.0, density), caps)
 
 
+def budget(layers: Sequence[Layer], density: float) -> int:
+    """Active weights of all layers together at a density, at least one each."""
+    # 1e-9: 0.1 * 15 must not fall short of 1.5 by the last digit
+    return max(len(layers), math.floor(density * size(layers) + 0.5 + 1e-9))
+
+
 def size(layers: Sequence[Layer]) -> int:
     return sum(layer.numel for layer in layers)
 
@@ -297,9 +305,11 @@ def best(
 
 def within(worth: Tensor, layer: Layer, among: Tensor) -> Tensor:
     """The scores with all but the candidates out of the running."""
-    if layer.index is not None and len(layer.index) + count(among) == layer.numel:
+    index = layer.index
+    complement = index is not None and len(index) + count(among) == layer.numel
+    if index is not None and complement and not bool(pick(among, index).any()):
         # all but the active ones, whose positions are known
-        return worth.reshape(-1).index_fill(0, layer.index, -math.inf).view(layer.shape)
+        return worth.reshape(-1).index_fill(0, index, -math.inf).view(layer.shape)
     return worth.masked_fill(~among, -math.inf)
 
 

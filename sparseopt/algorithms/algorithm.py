@@ -89,6 +89,11 @@ class Algorithm:
             _check_choice(name, getattr(self, name), allowed)
         for name in ("start", "stop"):
             _check_unit(name, getattr(self, name))
+        if self.scope == "global" and self.exchange is not exchange:
+            raise ValueError(
+                f"scope='global': {self.exchange!r} exchanges weights layer by layer; leave scope= "
+                "out"
+            )
         if self.start > self.stop:
             raise ValueError(f"start={self.start} must not be after stop={self.stop}")
         for progress in (0.0, 0.5, 1.0):

@@ -60,6 +60,7 @@ def mest_r(
     return Algorithm(
         sparsity,
         drop=worth(gradient_weight),
+        settle_scope=options.get("scope", "layer"),
         **densities(sparsity, bound, variant, drop, drop_fraction),
         **options,
     )

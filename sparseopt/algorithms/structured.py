@@ -385,8 +385,11 @@ class EqualGroups:
     groups: Groups
 
     def __call__(self, shapes: Sequence[Sequence[int]], sparsity: float) -> list[int]:
+        n, m = self.groups.n, self.groups.m
+        if abs(1.0 - n / m - sparsity) > 1e-6:
+            raise ValueError(f"sparsity={sparsity:g} is not 1 - n/m for n={n}, m={m} of algo='nm'")
         sizes = [math.prod(shape) for shape in shapes]
         return [
-            size // self.groups.m * self.groups.n if self.groups.fits(shape) else size
+            size // m * n if self.groups.fits(shape) else size
             for size, shape in zip(sizes, shapes, strict=True)
         ]
