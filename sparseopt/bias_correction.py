@@ -43,38 +43,54 @@ def check_supported(inner: Optimizer) -> None:
         )
 
 
+@dataclass
+class Stretched:
+    """One stretched moment, and what it takes to relax it or to undo the stretch."""
+
+    state: dict[str, Any]
+    clock: float
+    moment: Tensor
+    factor: Tensor
+    original: Tensor
+
+    def relax(self) -> None:
+        if float(self.state["step"]) < self.clock:  # the inner step failed before this tensor
+            self.moment.copy_(self.original)
+        else:
+            self.moment.div_(self.factor)
+
+
 class BiasCorrection:
     """Stretches the moments of young weights before a step and relaxes them after it."""
 
     def __init__(self, inner: Optimizer) -> None:
         self.inner = inner
-        self.stretched: list[tuple[Tensor, Tensor]] = []
+        self.stretched: list[Stretched] = []
 
     def stretch(self, one: Moments, group: dict[str, Any]) -> None:
         """Make Adam's division by one clock per tensor come out as one clock per weight."""
-        clock = float(one.state["step"]) + 1
         gradient = effective_gradient(one, group, isinstance(self.inner, AdamW))
         for key, beta, value in (
             ("exp_avg", float(group["betas"][0]), gradient),
             ("exp_avg_sq", float(group["betas"][1]), gradient.square()),
         ):
             if beta > 0.0:
-                self._stretch(one.state[key], value, beta, clock, one.born)
+                self._stretch(one, key, value, beta)
 
-    def _stretch(
-        self, moment: Tensor, value: Tensor, beta: float, clock: float, born: Tensor
-    ) -> None:
+    def _stretch(self, one: Moments, key: str, value: Tensor, beta: float) -> None:
+        moment, clock, born = one.state[key], float(one.state["step"]) + 1, one.born
         age = (clock - born).clamp(min=1).to(torch.float64)
         factor = ((1.0 - beta**clock) / (1.0 - beta**age)).to(moment.dtype)
         after = torch.lerp(value, moment, beta)
         wanted = (after * factor - (1.0 - beta) * value) / beta
+        factor = torch.where(born > 0, factor, torch.ones_like(factor))
+        self.stretched.append(Stretched(one.state, clock, moment, factor, moment.clone()))
         moment.copy_(torch.where(born > 0, wanted, moment))
-        self.stretched.append((moment, torch.where(born > 0, factor, torch.ones_like(factor))))
 
     def relax(self) -> None:
-        """Give the moments their true values back, after the inner step."""
-        for moment, factor in self.stretched:
-            moment.div_(factor)
+        """Give the moments their true values back, after the inner step or its failure."""
+        for one in self.stretched:
+            one.relax()
         self.stretched.clear()
 
 
