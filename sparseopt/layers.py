@@ -217,16 +217,21 @@ class Selection:
         choice = cls(as_patterns(include, "include"), as_patterns(exclude, "exclude"))
         if model is not None:
             if not isinstance(model, nn.Module):
-                raise TypeError(f"model={type(model).__name__} must be a torch.nn.Module")
-            choice._know(wrapped(model), groups)
+                raise TypeError(f"model={model!r} must be a torch.nn.Module")
+            choice.know(wrapped(model))
+            choice.check_model(groups)
         elif all("param_names" in group for group in groups):
             choice.by = "name"
         return choice
 
-    def _know(self, model: nn.Module, groups: Sequence[dict[str, Any]]) -> None:
+    def know(self, model: nn.Module) -> None:
+        """Learn the names and the eligible weights of a module."""
         self.by = "module"
         self.eligible = eligible_names(model)
         self.known = [(weight, name) for name, weight in model.named_parameters()]
+
+    def check_model(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Raise ValueError if the module and the optimizer share no parameter."""
         present = {id(weight) for group in groups for weight in group["params"]}
         if not any(id(weight) in present for weight, _ in self.known):
             raise ValueError(

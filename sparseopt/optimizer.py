@@ -17,14 +17,16 @@ from torch.optim import Optimizer
 from . import checkpoint
 from .algorithms import Algorithm, Recipe, resolve
 from .bias_correction import check_supported
+from .compute.choice import Choose
+from .compute.engine import Engine, check_compute, dense_compute
 from .distributions import check_sparsity
 from .flops import LiveCost, count, live_cost
 from .gradients import Hooks, dense_gradient, refuse_gradients
 from .history import Record, Run, record_of
 from .layers import Layer, Pattern, Selection, counterparts, parameters, wrapped
-from .pools import Pool
+from .pools import Pool, check_names
 from .scores import Context
-from .storage import choose_storage
+from .storage import Compact, choose_storage
 from .update import Change
 from .wrapper import Wrapper, check_inner
 
@@ -59,6 +61,9 @@ class SparseOptimizer(Wrapper):
         exclude: Leave these dense, in the same manner.
         storage: "masked" (dense tensors with zeros; any optimizer), "compact" (the inner optimizer
             gets the active values only; element-wise ones), or "auto", the faster of the two.
+        compute: "dense", "sparse" (Linear layers of low density multiply by their active values
+            only, on the CPU; needs compact storage and ``model=``), "auto" (where a short
+            measurement finds that faster), or a callable ``(layer, rows) -> bool``.
         seed: Seed of the private random streams; the global stream is never used.
         on_update: Called with the :class:`Record` of every topology update.
         **recipe_options: Options of the recipe, such as ``drop_fraction=0.1``.
@@ -93,11 +98,14 @@ class SparseOptimizer(Wrapper):
         include: Pattern | Iterable[Pattern] | None = None,
         exclude: Pattern | Iterable[Pattern] | None = None,
         storage: str = "auto",
+        compute: str | Choose = "dense",
         seed: int = 0,
         on_update: Callable[[Record], Any] | None = None,
         **recipe_options: Any,
     ) -> None:
         check_inner(optimizer)
+        if check_compute(compute, model, storage):
+            storage = "compact"
         super().__init__(optimizer)
         check_whole("seed", seed, None)
         self._run = Run(seed=int(seed))
@@ -107,11 +115,11 @@ class SparseOptimizer(Wrapper):
         self._algo = algo
         given = {"distribution": distribution, "topology": topology}
         self._options = recipe_options | {k: v for k, v in given.items() if v is not None}
-        self._algorithm = self._algorithm_for(sparsity)
+        self._algorithm = self._algorithm_for(check_sparsity(sparsity))
         self._hooks = Hooks()
+        self._selection = Selection.of(optimizer.param_groups, model, include, exclude)
         # weak: the optimizer does not keep the model alive, and is not copied with it
         self._model = None if model is None else weakref.ref(model)
-        self._selection = Selection.of(optimizer.param_groups, model, include, exclude)
         self._pools: list[Pool] = []
         self._layers: list[Layer] = []
         found = self._found(first=0)
@@ -121,7 +129,11 @@ class SparseOptimizer(Wrapper):
                 "no parameter of the optimizer can be made sparse: it takes weights of two or more "
                 "dimensions that require gradients; name them with include=, or pass model="
             )
+        check_names(self._algorithm.topology, found)
         self._storage = choose_storage(optimizer, storage, found, 1.0 - self._algorithm.sparsity)
+        self._engine: Engine | None = None
+        if model is not None and isinstance(self._storage, Compact) and compute != "dense":
+            self._engine = Engine(compute, model, self._storage, self._hooks)
         self._start(found)
 
     # --- construction -----------------------------------------------------------------------------
@@ -154,6 +166,8 @@ class SparseOptimizer(Wrapper):
             )
 
     def _found(self, first: int) -> list[Layer]:
+        if first and self._model is not None and (model := self._model()) is not None:
+            self._selection.know(wrapped(model))  # it may have grown since
         return self._selection.layers(self._inner.param_groups, first)
 
     def _start(self, found: Sequence[Layer]) -> None:
@@ -163,11 +177,13 @@ class SparseOptimizer(Wrapper):
         masks = [pool.first_masks(context, self.total_steps, self.update_every) for pool in pools]
         for pool, ours in zip(pools, masks, strict=True):
             for layer, mask in zip(pool.layers, ours, strict=True):
-                self._adopt(layer, mask)
+                self._adopt(layer, mask, pool.algorithm)
         self._pools.extend(pools)
         self._layers.extend(found)
         self._run.note_densities(self._layers)
         self._selection.forget(self._inner.param_groups)
+        if self._engine is not None:
+            self._engine.take(found)
         self._open_window()
         self._tell(found)
 
@@ -183,9 +199,9 @@ class SparseOptimizer(Wrapper):
         ]
 
     @torch.no_grad()
-    def _adopt(self, layer: Layer, mask: Tensor) -> None:
+    def _adopt(self, layer: Layer, mask: Tensor, algorithm: Algorithm) -> None:
         layer.set_mask(mask)
-        layer.extras["ever_active"] = layer.mask.clone()
+        layer.extras = algorithm.extras(layer) | {"ever_active": layer.mask.clone()}
         self._storage.clean(layer)
         self._hooks.attach(layer)
 
@@ -348,6 +364,8 @@ class SparseOptimizer(Wrapper):
         for layer in self._layers:
             self._hooks.attach(layer)
             self._hooks.assume_masked(layer)
+        if self._engine is not None:
+            self._engine.use(self._hooks)
         self._open_window()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -383,8 +401,10 @@ class SparseOptimizer(Wrapper):
             What the inner optimizer returns: the loss of the closure, or None.
         """
         self._bind()
-        probe = self._is_probe()
-        due = [] if probe else self._due()
+        if closure is None and self._is_probe():
+            return self._probe()
+        self._undo_probe()
+        due = self._due()
         if closure is None:
             due = self._with_gradients(due)
             self._prepare(due)
@@ -392,8 +412,7 @@ class SparseOptimizer(Wrapper):
             self._open_window()
             closure = self._masking(closure, due)
         loss = self._inner_step(closure, due)
-        if not probe:
-            self._finish(due)
+        self._finish(due)
         return loss
 
     def _with_gradients(self, due: list[Pool]) -> list[Pool]:
@@ -407,7 +426,10 @@ class SparseOptimizer(Wrapper):
 
     def _inner_step(self, closure: Callable[[], Any] | None, due: Sequence[Pool]) -> Any:
         if skips_step(due):
-            return None if closure is None else closure()
+            loss = None if closure is None else closure()
+            for layer in self._layers:
+                self._storage.mask_weights(layer)
+            return loss
         try:
             return self._storage.step(closure)
         finally:
@@ -503,15 +525,29 @@ class SparseOptimizer(Wrapper):
     def _is_probe(self) -> bool:
         """Whether this is the empty step with which torch.distributed.checkpoint makes state.
 
-        It sets every learning rate and gradient to zero and steps once, before any other step.
+        If there is no state it sets every learning rate and gradient to zero and steps once.
         """
-        if self._run.steps or len(self._inner.state):
+        if len(self._inner.state):
             return False
         groups = self._inner.param_groups
         if any(float(group.get("lr", 1.0)) != 0.0 for group in groups):
             return False
         grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         return bool(grads) and not any(bool(grad.any()) for grad in grads)
+
+    def _probe(self) -> None:
+        """Make the state that a distributed checkpoint looks for; not a step, so not counted."""
+        self._prepare([])
+        self._inner_step(None, [])
+        checkpoint.announce(self._inner, self._saved())
+        self._run.probed = True
+
+    def _undo_probe(self) -> None:
+        """Forget the state that a probe made, unless a checkpoint was loaded over it."""
+        if self._run.probed:
+            self._run.probed = False
+            self._inner.state.clear()
+            self._inner.param_groups[0].pop(checkpoint.RUN, None)
 
     # --- topology ---------------------------------------------------------------------------------
 
@@ -601,10 +637,25 @@ class SparseOptimizer(Wrapper):
         if model is None:
             for layer in self._layers:
                 self._storage.mask_weights(layer)
+                self._storage.reread(layer)
             return
         mine = [weight for group in self.param_groups for weight in group["params"]]
         for layer, weight in counterparts(self.layers, wrapped(model), mine):
             weight.masked_fill_(~layer.mask.to(weight.device), 0.0)
+
+    def dense_compute(self) -> dense_compute:
+        """Multiply by dense weights from now on; in a ``with`` block, until its end.
+
+        Modules that computed sparsely are as they were before. Without sparse compute: nothing.
+
+        Example:
+            >>> model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.Linear(30, 5))
+            >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> optimizer = SparseOptimizer(sgd, sparsity=0.9, model=model, compute="sparse")
+            >>> with optimizer.dense_compute():
+            ...     outputs = model(torch.ones(4, 20))
+        """
+        return dense_compute(self._engine)
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -628,6 +679,7 @@ class SparseOptimizer(Wrapper):
         plain, saved = checkpoint.split(state_dict)
         checkpoint.check(saved, self._layers, self._algorithm)
         self._inner.load_state_dict(plain)
+        self._run.probed = False
         self._take_up(saved)
 
     @torch.no_grad()
@@ -636,19 +688,24 @@ class SparseOptimizer(Wrapper):
             self._run.restore(saved.run, saved.steps)
         self._run.dense.clear()
         self._run.dense.update(saved.dense)
-        for layer in self._layers:
-            entry = saved.of_layer(layer.key)
-            if "mask" in entry:
-                layer.set_mask(entry.pop("mask").to(layer.mask))
-                layer.extras = {
-                    name: value.to(layer.mask.device).clone() for name, value in entry.items()
-                }
-                layer.extras.setdefault("ever_active", layer.mask.clone())
-                self._storage.take_up(layer)
-            else:
-                self._storage.clean(layer)
+        for pool in self._pools:
+            for layer in pool.layers:
+                self._take_up_layer(layer, saved.of_layer(layer.key), pool.algorithm)
         self._hooks.forget()
         self._open_window()
+
+
+    def _take_up_layer(
+        self, layer: Layer, entry: dict[str, Tensor], algorithm: Algorithm
+    ) -> None:
+        if "mask" not in entry:
+            self._storage.clean(layer)
+            return
+        layer.set_mask(entry.pop("mask").to(layer.mask))
+        found = {name: value.to(layer.mask.device).clone() for name, value in entry.items()}
+        fresh = algorithm.extras(layer) | {"ever_active": layer.mask.clone()}
+        layer.extras = fresh | found
+        self._storage.take_up(layer)
 
 
 def skips_step(due: Sequence[Pool]) -> bool:

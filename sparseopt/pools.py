@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from .layers import Layer
 from .scores import Context
 from .update import Change, plan
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "check_names"]
 
 
 @dataclass
@@ -108,6 +109,20 @@ class Pool:
             for layer in self.layers
             for values in (layer.weight.detach(), layer.gradient)
         )
+
+
+def check_names(topology: Any, layers: Sequence[Layer]) -> None:
+    """Raise ValueError for masks given to what is no sparse layer: most likely a misspelt name."""
+    if not isinstance(topology, Mapping):
+        return
+    names = [layer.name for layer in layers]
+    for name in topology:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=2, cutoff=0.0)
+            raise ValueError(
+                f"topology= has a mask for {name!r}, which is no sparse layer; near: "
+                f"{', '.join(near)}"
+            )
 
 
 def all_finite(values: Tensor) -> bool:
