@@ -471,6 +471,60 @@ def test_weights_written_late_are_zero_again_after_the_next_step(how, inner, sto
     assert_zeros(optimizer)
 
 
+@pytest.mark.parametrize("storage", ["masked", "auto"])
+@pytest.mark.parametrize("part", ["one weight", "one row", "everything"])
+def test_a_large_layer_written_in_part_through_data_is_zero_again(part, storage):
+    model = mlp((200, 300, 5), dtype=torch.float32)
+    optimizer = sparse(model, AdamW(model.parameters()), "set", storage=storage, sparsity=0.9)
+    weight = model[0].weight
+    for step in range(3):
+        model(torch.ones(2, 200)).sum().backward()
+        optimizer.step()
+        row = int((~optimizer.masks["0.weight"]).sum(1).argmax())
+        column = int((~optimizer.masks["0.weight"][row]).nonzero()[step])
+        target = {"one weight": weight.data[row, column], "one row": weight.data[row]}
+        target.get(part, weight.data).fill_(1.0)
+        optimizer.zero_grad()
+        model(torch.ones(2, 200)).sum().backward()
+        optimizer.step()
+        assert_zeros(optimizer)
+
+
+def clip_weights(model):  # of a Wasserstein critic (Arjovsky et al. 2017, algorithm 1)
+    for p in model.parameters():
+        p.data.clamp_(-0.25, 0.25)
+
+
+def write_one_weight(model):
+    row, column = (model[0].weight != 0).nonzero()[1]
+    model[0].weight.data[row, column] = 0.75
+
+
+@pytest.mark.parametrize("change", [clip_weights, write_one_weight])
+@pytest.mark.parametrize("storage", ["compact", "auto"])
+def test_active_weights_changed_through_data_keep_what_was_written(storage, change):
+    results = []
+    for kind in ("masked", storage):
+        model = mlp((100, 150, 5))
+        with torch.no_grad():
+            model[0].weight.mul_(0.15)  # few lie beyond the clip
+        optimizer = sparse(
+            model, SGD(model.parameters(), lr=0.01, momentum=0.9), "set", storage=kind
+        )
+        for step in range(6):
+            optimizer.zero_grad()
+            loss_of(model, step).backward()
+            optimizer.step()
+            change(model)
+        optimizer.zero_grad()
+        loss_of(model, 6).backward()
+        optimizer.step()
+        assert_zeros(optimizer)
+        results.append(model)
+    for p, q in zip(*(model.parameters() for model in results), strict=True):
+        assert torch.allclose(p, q, rtol=0, atol=1e-12)
+
+
 def test_a_model_moved_to_another_type_keeps_its_masks():
     model = mlp(dtype=torch.float32)
     optimizer = sparse(model, SGD(model.parameters(), lr=0.1, momentum=0.9), "rigl")

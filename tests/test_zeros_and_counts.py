@@ -4,6 +4,7 @@ import copy
 import math
 import random
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ SHAPES = st.lists(
     min_size=1,
     max_size=4,
 )
-SPARSITIES = st.floats(0, 0.99)
+SPARSITIES = st.integers(0, 990).map(lambda thousandths: thousandths / 1000)
 
 
 def weights(shapes, seed=0, dtype=torch.float64):
@@ -165,7 +166,7 @@ def test_counts_at_the_start_are_those_of_the_distribution(shapes, sparsity, dis
     )
     total = sum(math.prod(shape) for shape in shapes)
     assert numbers(optimizer) == getattr(distributions, distribution)(shapes, sparsity)
-    expected = math.floor((1 - sparsity) * total + 0.5)
+    expected = math.floor((1 - Fraction(str(sparsity))) * total + Fraction(1, 2))
     assert sum(numbers(optimizer)) == max(expected, len(shapes))
     assert [layer.nnz for layer in optimizer.layers] == numbers(optimizer)
     assert optimizer.density + optimizer.sparsity == pytest.approx(1)
