@@ -24,6 +24,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils.hooks import RemovableHandle
 
 from .layers import Layer
+from .storage.active_gradient import holds_active_only
 from .storage.zeroing import zero_at_sentinels, zero_inactive
 
 __all__ = ["Hooks", "dense_gradient", "mask_gradient", "refuse_gradients"]
@@ -141,6 +142,9 @@ class Hooks:
             return  # a dense layer's gradient is the dense gradient
         last = self.masked.get(id(layer))
         seen = last is not None and last[0]() is grad and last[1] == grad._version
+        if holds_active_only(grad):  # from sparse compute: there is nothing else in it
+            self.masked[id(layer)] = (weakref.ref(grad), grad._version)
+            return
         if seen and zero_at_sentinels(grad.detach(), layer):
             return
         grad = layer.weight.grad = mask_gradient(layer, grad)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..layers import Layer
-from ..positions import compress, merge, positions
+from ..positions import compress, count, merge, positions
 from ..update import Change
+from .active_gradient import active_values
 from .masked import Masked
 from .state import mean_of
 from .zeroing import flat, memory_order
@@ -35,6 +36,31 @@ class Packed:
     index: Tensor
     values: nn.Parameter
     grad: Tensor
+    seen: tuple[int, int] | None = None  # the weight whose active entries the values were last
+    sample: tuple[Tensor, Tensor] | None = None
+
+    def agrees(self, weight: Tensor) -> bool:
+        """Whether the values are the weight's: by its version, and by a sample of the entries.
+
+        Writes through ``weight.data`` change no version; the sample sees those that are not small.
+        """
+        if self.seen != stamp(weight):
+            return False
+        if self.sample is None:
+            here = torch.arange(0, len(self.index), max(1, len(self.index) // SAMPLE))
+            here = here.to(self.index.device)
+            self.sample = here, self.index.index_select(0, here)
+        here, there = self.sample
+        values, entries = self.values.detach(), flat(weight.detach(), weight)
+        return torch.equal(values.index_select(0, here), entries.index_select(0, there))
+
+
+SAMPLE = 256  # entries
+
+
+def stamp(weight: Tensor) -> tuple[int, int]:
+    """Changes with every write that autograd counts, and with the memory."""
+    return weight._version, weight.data_ptr()
 
 
 def can_pack(layer: Layer) -> bool:
@@ -79,8 +105,13 @@ class Compact(Masked):
     def _enter(self, layer: Layer, packed: Packed) -> None:
         weight, grad = layer.weight, layer.weight.grad
         if grad is not None:
-            gather(weight.detach(), weight, packed.index, packed.values.detach())
-            gather(grad.detach(), weight, packed.index, packed.grad)
+            if not packed.agrees(weight):
+                gather(weight.detach(), weight, packed.index, packed.values.detach())
+            ready = active_values(grad, packed.index)
+            if ready is not None:  # from sparse compute
+                packed.grad = ready
+            else:
+                gather(grad.detach(), weight, packed.index, packed.grad)
         packed.values.grad = None if grad is None else packed.grad
         self._swap(layer, weight, packed.values)
         self.inside.append(layer)
@@ -100,6 +131,8 @@ class Compact(Masked):
             self._swap(layer, packed.values, layer.weight)
             if packed.values.grad is not None:
                 scatter(layer.weight.detach(), packed.index, packed.values.detach())
+                if packed.seen is not None:
+                    packed.seen = stamp(layer.weight)
         self.inside.clear()
 
     def _swap(self, layer: Layer, old: Tensor, new: Tensor) -> None:
@@ -111,6 +144,31 @@ class Compact(Masked):
     @staticmethod
     def _picker(layer: Layer, packed: Packed) -> Callable[[Tensor], Tensor]:
         return lambda dense: at(flat(dense, layer.weight), packed)
+
+    # --- between steps ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def current(self, layer: Layer) -> Packed | None:
+        """The layer's active values, as the weight has them now.
+
+        Returns:
+            None if the weight cannot be told by them: the layer is dense, or inactive entries were
+            written from elsewhere and are not zero.
+        """
+        packed, weight = self.packed.get(layer.key), layer.weight
+        if packed is None or packed.values.dtype != weight.dtype or not weight.is_contiguous():
+            return None
+        if packed.agrees(weight):
+            return packed
+        gather(weight.detach(), weight, packed.index, packed.values.detach())
+        zeros = self.is_clean(layer) or count(weight.detach()) == count(packed.values)
+        packed.seen = stamp(weight) if zeros else None
+        return packed if zeros else None
+
+    def reread(self, layer: Layer) -> None:
+        """Forget what is known of the weight: it is read again when it is needed."""
+        if layer.key in self.packed:
+            self.packed[layer.key].seen = None
 
     # --- a new topology ---------------------------------------------------------------------------
 

@@ -75,6 +75,9 @@ class Masked:
     def leave(self) -> None:
         """Give the model its tensors back between evaluations of a closure."""
 
+    def reread(self, layer: Layer) -> None:
+        """Nothing is known of the weight that could be out of date."""
+
     # --- zeros ------------------------------------------------------------------------------------
 
     def is_clean(self, layer: Layer) -> bool:

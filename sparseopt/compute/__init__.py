@@ -1,0 +1,11 @@
+"""Linear layers that multiply by their active weights only, on the CPU.
+
+Asked for with ``SparseOptimizer(..., model=model, compute="sparse")`` or ``"auto"``; module tree,
+parameter names and training loop stay as they are.
+"""
+
+from __future__ import annotations
+
+from .choice import HIGHEST_DENSITY, MEASURED
+
+__all__ = ["HIGHEST_DENSITY", "MEASURED"]

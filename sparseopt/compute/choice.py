@@ -1,0 +1,99 @@
+"""Where sparse products pay: a density threshold, or a short measurement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import Layer
+from .linear import Product
+from .structure import Structure
+
+__all__ = ["HIGHEST_DENSITY", "MEASURED", "Choose", "chooser"]
+
+HIGHEST_DENSITY = 0.3
+"""``compute="sparse"`` takes Linear layers up to this density."""
+
+MEASURED: dict[tuple[Any, ...], tuple[float, float]] = {}
+"""What ``compute="auto"`` measured: (shape, density, rows, type, threads, training) to the seconds
+of (sparse, dense). Entries that are there are not measured again; change or clear them freely."""
+
+GAIN = 0.9  # sparse products are taken where they need less than this share of the dense time
+ROUNDS = 3
+
+Choose = Callable[[Layer, int], bool]
+"""``(layer, rows) -> bool``: whether to multiply ``rows`` samples by active values only."""
+
+
+def chooser(compute: str | Choose) -> Choose | None:
+    """What ``compute=`` asks for; None where the answer is to be measured.
+
+    Raises:
+        ValueError: For an unknown name.
+        TypeError: For something else than a name or a callable.
+    """
+    if callable(compute):
+        return compute
+    if not isinstance(compute, str):
+        raise TypeError(
+            f"compute={compute!r} must be 'dense', 'sparse', 'auto', or a callable "
+            "(layer, rows) -> bool"
+        )
+    if compute not in ("dense", "sparse", "auto"):
+        raise ValueError(f"compute={compute!r} is not one of 'dense', 'sparse', 'auto'")
+    if compute == "auto":
+        return None
+    return below_threshold if compute == "sparse" else never
+
+
+def below_threshold(layer: Layer, rows: int) -> bool:
+    return layer.density <= HIGHEST_DENSITY
+
+
+def never(layer: Layer, rows: int) -> bool:
+    return False
+
+
+def pays(layer: Layer, structure: Structure, module: nn.Linear, values: Tensor) -> bool:
+    """Whether sparse products were measured to be faster, for such a layer and so many rows."""
+    rows = values.numel() // values.shape[-1]
+    about = 2 ** (rows - 1).bit_length()  # one measurement serves up to twice as many rows
+    dtype, threads = values.dtype, torch.get_num_threads()
+    training = torch.is_grad_enabled() and layer.weight.requires_grad
+    case = (layer.shape, round(layer.density, 2), about, dtype, threads, training)
+    if case not in MEASURED:
+        MEASURED[case] = measure(structure, module, values, training)
+    sparse, dense = MEASURED[case]
+    return sparse < GAIN * dense
+
+
+def measure(
+    structure: Structure, module: nn.Linear, values: Tensor, training: bool
+) -> tuple[float, float]:
+    """Seconds of the sparse and of the dense product, backward too in training; least of three."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    with torch.set_grad_enabled(training):
+        weight = module.weight.detach().requires_grad_(training)
+        inputs = values.detach().requires_grad_(training)
+        for _ in range(ROUNDS + 1):  # the first round warms up
+            seconds[0].append(timed(lambda: sparse_product(inputs, weight, structure), weight))
+            seconds[1].append(timed(lambda: nn.functional.linear(inputs, weight), weight))
+    return min(seconds[0][1:]), min(seconds[1][1:])
+
+
+def sparse_product(inputs: Tensor, weight: Tensor, structure: Structure) -> Tensor:
+    structure.turned_at = -1  # in training, values are new in every step
+    return Product.apply(inputs, weight, None, structure, lambda: False)
+
+
+def timed(product: Callable[[], Tensor], weight: Tensor) -> float:
+    weight.grad = None
+    begin = time.perf_counter()
+    outputs = product()
+    if outputs.requires_grad:
+        outputs.backward(torch.ones_like(outputs))
+    return time.perf_counter() - begin

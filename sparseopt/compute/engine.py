@@ -1,0 +1,152 @@
+"""Which modules compute sparsely, for one optimizer; switched on and off as a whole."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..gradients import Hooks
+from ..layers import Layer, wrapped
+from ..storage.compact import Compact
+from .choice import Choose, chooser, pays
+from .linear import Forward
+from .structure import Structure
+
+__all__ = ["Engine", "check_compute", "dense_compute"]
+
+
+def check_compute(compute: str | Choose, model: nn.Module | None, storage: str) -> bool:
+    """Whether anything but dense products is asked for; raises on what cannot be.
+
+    Raises:
+        ValueError: Without ``model=``, with masked storage, or where torch has no MKL.
+    """
+    chooser(compute)
+    if compute == "dense":
+        return False
+    if model is None:
+        raise ValueError(f"compute={compute!r} needs model=: it finds Linear layers by module")
+    if storage == "masked":
+        raise ValueError(
+            f"compute={compute!r} works on active values: use storage='compact' (or 'auto'), "
+            "not 'masked'"
+        )
+    if not torch.backends.mkl.is_available():
+        raise ValueError(
+            f"compute={compute!r} needs sparse products on the CPU, and this torch was built "
+            "without MKL: use compute='dense'"
+        )
+    return True
+
+
+class Engine:
+    """Gives Linear modules a forward on active values, and takes it back.
+
+    Args:
+        compute: "sparse", "auto" or a callable ``(layer, rows) -> bool``.
+        model: Where the Linear modules are.
+        storage: Holds the active values.
+        hooks: Know when a dense gradient is wanted.
+    """
+
+    def __init__(
+        self, compute: str | Choose, model: nn.Module, storage: Compact, hooks: Hooks
+    ) -> None:
+        self.compute = compute
+        self.choose = chooser(compute)
+        self.linears = [
+            m for m in wrapped(model).modules() if isinstance(m, nn.Linear) and is_plain(m)
+        ]
+        self.storage = storage
+        self.pairs: list[tuple[nn.Linear, Layer]] = []
+        self.structures: dict[tuple[int, int], Structure] = {}
+        self.on = True
+        self.use(hooks)
+
+    def use(self, hooks: Hooks) -> None:
+        """Ask these hooks whether the dense gradient is wanted; a copy has hooks of its own."""
+        self.hooks = weakref.ref(hooks)
+        if self.on:
+            self.resume()
+
+    def take(self, layers: Sequence[Layer]) -> None:
+        """Let the modules of these layers compute sparsely from now on."""
+        for layer in layers:
+            found = [m for m in self.linears if m.weight is layer.weight]
+            self.pairs += [(module, layer) for module in found]
+            for module in found:
+                self.attach(module, layer)
+
+    def attach(self, module: nn.Linear, layer: Layer) -> None:
+        module.forward = Forward(module, self, layer)  # type: ignore[method-assign]
+
+    def resume(self) -> None:
+        """All modules compute sparsely (again)."""
+        self.on = True
+        for module, layer in self.pairs:
+            self.attach(module, layer)
+
+    def stop(self) -> None:
+        """All modules are as they were before."""
+        self.on = False
+        for module, _ in self.pairs:
+            own = module.__dict__.get("forward")
+            if isinstance(own, Forward) and own.engine() is self:
+                del module.__dict__["forward"]
+
+    def wants_dense(self) -> bool:
+        """Whether the next update asks for the gradient of every weight."""
+        hooks = self.hooks()
+        return hooks is not None and hooks.collecting
+
+    def structure(self, layer: Layer, module: nn.Linear, values: Tensor) -> Structure | None:
+        """What to multiply by; None where the dense weight is the better or the only choice."""
+        if self.choose is not None and not self.choose(layer, values.numel() // values.shape[-1]):
+            return None
+        packed = self.storage.current(layer)
+        if packed is None:
+            return None
+        structure = self.structures.get(layer.key)
+        if structure is None or structure.packed is not packed:
+            structure = self.structures[layer.key] = Structure(packed, layer.weight)
+        if self.choose is None and not pays(layer, structure, module, values):
+            return None
+        return structure
+
+    def __getstate__(self) -> dict[str, Any]:
+        # structures are built again from the storage; the copied optimizer has hooks of its own
+        return self.__dict__ | {"structures": {}, "hooks": None}
+
+
+def is_plain(module: nn.Linear) -> bool:
+    """Whether it is a Linear layer whose forward is torch's own, or ours from another optimizer."""
+    if "weight" not in module._parameters:  # parametrized: computed from others
+        return False
+    own = module.__dict__.get("forward")
+    ours = own is None or isinstance(own, Forward) or is_original(own, module)
+    return ours and type(module).forward is nn.Linear.forward
+
+
+def is_original(forward: Any, module: nn.Module) -> bool:
+    """Whether it is what a copy of a sparsely computing module gets."""
+    return getattr(forward, "__func__", None) is type(module).forward
+
+
+class dense_compute:  # noqa: N801 - reads as the method that returns it
+    """Switches sparse compute off at once, and on again at the end of a ``with`` block."""
+
+    def __init__(self, engine: Engine | None) -> None:
+        self.engine = engine if engine is not None and engine.on else None
+        if self.engine is not None:
+            self.engine.stop()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *error: Any) -> None:
+        if self.engine is not None:
+            self.engine.resume()

@@ -1,0 +1,129 @@
+"""A Linear layer that multiplies by its active weights only, behind an unchanged module."""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import Layer
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .structure import Structure
+
+__all__ = ["Forward", "Product"]
+
+
+class Product(torch.autograd.Function):
+    """``torch.nn.functional.linear`` on active values; its gradients too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        structure: Structure,
+        wants_dense: Callable[[], bool],
+    ) -> Tensor:
+        columns = feature_major(inputs)
+        ctx.structure, ctx.wants_dense, ctx.has_bias = structure, wants_dense, bias is not None
+        ctx.save_for_backward(inputs, weight, columns)  # backward refuses a weight changed since
+        outputs = structure.forward(columns, bias)
+        return outputs.t().contiguous().view(*inputs.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight, columns = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: by operators that can be derived again
+            return dense_gradients(inputs, weight, slopes, ctx.needs_input_grad)
+        needs = ctx.needs_input_grad
+        turned = feature_major(slopes)
+        of_inputs = of_weight = of_bias = None
+        if needs[0]:
+            of_inputs = ctx.structure.backward(turned, weight._version).t().view(inputs.shape)
+        if needs[1]:
+            if ctx.wants_dense():
+                of_weight = turned @ columns.t()
+            else:
+                of_weight = ctx.structure.gradient(turned, columns, weight)
+        if needs[2]:
+            of_bias = turned.sum(1)
+        return of_inputs, of_weight, of_bias, None, None
+
+
+def feature_major(values: Tensor) -> Tensor:
+    """Features in rows, all leading dimensions in columns; contiguous."""
+    return values.reshape(-1, values.shape[-1]).t().contiguous()
+
+
+def dense_gradients(
+    inputs: Tensor, weight: Tensor, slopes: Tensor, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    samples, rows = inputs.reshape(-1, inputs.shape[-1]), slopes.reshape(-1, slopes.shape[-1])
+    of_inputs = slopes @ weight if needs[0] else None
+    of_weight = rows.t() @ samples if needs[1] else None
+    return of_inputs, of_weight, rows.sum(0) if needs[2] else None, None, None
+
+
+class Forward:
+    """Stands in for ``module.forward``; where active values cannot serve, calls the original.
+
+    It holds module and optimizer weakly. A copy of the module gets its ordinary ``forward``: it
+    belongs to no optimizer, so that nobody would tell it of new topologies.
+    """
+
+    def __init__(self, module: nn.Linear, engine: Engine, layer: Layer) -> None:
+        self.module = weakref.ref(module)
+        self.engine = weakref.ref(engine)
+        self.layer = layer
+
+    @torch.compiler.disable
+    def __call__(self, input: Tensor) -> Tensor:
+        module, engine = self.module(), self.engine()
+        assert module is not None  # its own forward is being called
+        if engine is None or module.weight is not self.layer.weight or not suits(module, input):
+            return nn.Linear.forward(module, input)
+        structure = engine.structure(self.layer, module, input)
+        if structure is None:
+            return nn.Linear.forward(module, input)
+        return Product.apply(input, module.weight, module.bias, structure, engine.wants_dense)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[Tensor], Tensor]:
+        module = self.module()
+        return original_forward(memo.get(id(module), module))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return original_forward, (self.module(),)
+
+
+def original_forward(module: Any) -> Callable[[Tensor], Tensor]:
+    return types.MethodType(type(module).forward, module)
+
+
+def suits(module: nn.Linear, values: Any) -> bool:
+    """Whether these inputs can be multiplied by active values with the same result."""
+    weight, bias = module.weight, module.bias
+    return (
+        type(values) is Tensor
+        and values.dtype == weight.dtype
+        and values.dtype in (torch.float32, torch.float64)
+        and values.device.type == weight.device.type == "cpu"
+        and values.dim() > 0
+        and values.shape[-1] == weight.shape[1]
+        and values.numel() > 0
+        and (bias is None or bias.dtype == weight.dtype)
+        and not torch.is_autocast_enabled("cpu")
+        and not transformed()
+    )
+
+
+def transformed() -> bool:
+    """Whether we run inside ``torch.func`` (vmap, grad, jvp), which the product cannot follow."""
+    inside = getattr(torch._C._functorch, "peek_interpreter_stack", None)
+    return inside is not None and inside() is not None

@@ -1,0 +1,237 @@
+"""A gradient that looks like the dense tensor and holds the active entries only.
+
+Sparse compute makes gradients of the active weights alone. As ``p.grad`` they must stay what every
+training loop expects: a tensor of the weight's shape. :class:`ActiveGradient` is one. What loops do
+between ``backward()`` and ``step()`` (scaling, norms, clipping, accumulation, zeroing) runs on the
+active values, which is exact, because all other entries are zero. Anything else turns it into the
+dense tensor first, so that every operation gives the result that it gives for dense gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["ActiveGradient", "active_values", "holds_active_only"]
+
+aten = torch.ops.aten
+
+
+class Held:
+    """What a gradient and its aliases share: active values, or all of them once they were asked."""
+
+    def __init__(self, values: Tensor, index: Tensor) -> None:
+        self.values: Tensor | None = values
+        self.index = index
+        self.dense: Tensor | None = None
+
+
+class ActiveGradient(Tensor):
+    """A tensor that is zero everywhere but at the given positions.
+
+    Args:
+        values: One-dimensional: the entries at ``index``.
+        index: Their positions, row-major, int64, ascending; kept, not copied.
+        like: A contiguous tensor of the shape that the gradient has.
+
+    Example:
+        >>> values, index = torch.tensor([3.0, 4.0]), torch.tensor([0, 5])
+        >>> grad = ActiveGradient(values, index, torch.zeros(2, 3))
+        >>> float(torch.linalg.vector_norm(grad))
+        5.0
+        >>> grad.tolist()
+        [[3.0, 0.0, 0.0], [0.0, 0.0, 4.0]]
+    """
+
+    held: Held
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(
+        cls, values: Tensor, index: Tensor, like: Tensor, held: Held | None = None
+    ) -> ActiveGradient:
+        made = Tensor._make_wrapper_subclass(
+            cls, like.shape, strides=like.stride(), dtype=values.dtype, device=values.device
+        )
+        made.held = Held(values, index) if held is None else held
+        return made
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        special = SPECIAL.get(func)
+        if special is not None:
+            return special(func, *args, **kwargs)
+        if func in ON_VALUES and ON_VALUES[func](*args, **kwargs):
+            return apply(func, args, kwargs, of_values)
+        return apply(func, args, kwargs, as_dense)
+
+    def to_plain(self) -> Tensor:
+        """The dense tensor; from now on this gradient is that tensor."""
+        return as_dense(self)
+
+    # what reads memory directly does not come by the dispatcher
+
+    def numpy(self, *, force: bool = False) -> Any:
+        return self.to_plain().numpy(force=force)
+
+    def __array__(self, dtype: Any = None, *options: Any, **more: Any) -> Any:
+        return self.to_plain().__array__(dtype)
+
+    def tolist(self) -> Any:
+        return self.to_plain().tolist()
+
+    def data_ptr(self) -> int:
+        return self.to_plain().data_ptr()
+
+    def untyped_storage(self) -> Any:
+        return self.to_plain().untyped_storage()
+
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+        return repr(self.to_plain())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        memo[id(self)] = copied = self.to_plain().clone()
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.to_plain().__reduce_ex__(protocol)
+
+
+def holds_active_only(grad: Tensor | None) -> bool:
+    """Whether the gradient is held as active values, so that there is nothing to mask."""
+    return isinstance(grad, ActiveGradient) and grad.held.dense is None
+
+
+def active_values(grad: Tensor, index: Tensor) -> Tensor | None:
+    """The active values, if the gradient holds these, for exactly this topology; else None."""
+    if isinstance(grad, ActiveGradient) and grad.held.dense is None and grad.held.index is index:
+        return grad.held.values
+    return None
+
+
+def as_dense(grad: ActiveGradient) -> Tensor:
+    held = grad.held
+    if held.dense is None:
+        assert held.values is not None
+        dense = torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device)
+        dense.view(-1).scatter_(0, held.index, held.values)
+        held.dense, held.values = dense, None
+    return held.dense
+
+
+def of_values(grad: ActiveGradient) -> Tensor:
+    assert grad.held.values is not None
+    return grad.held.values
+
+
+def apply(
+    func: Any, args: Sequence[Any], kwargs: dict[str, Any], inside: Callable[..., Tensor]
+) -> Any:
+    """Call the operator on what the gradients hold; changed in place, they stay what they are."""
+    outside: dict[int, Tensor] = {}
+
+    def unwrap(one: Any) -> Any:
+        if isinstance(one, ActiveGradient):
+            held = inside(one)
+            outside[id(held)] = one
+            return held
+        if isinstance(one, (list, tuple)):
+            return type(one)(map(unwrap, one))
+        return one
+
+    def wrap(one: Any) -> Any:
+        if isinstance(one, (list, tuple)):
+            return type(one)(map(wrap, one))
+        return outside.get(id(one), one)
+
+    return wrap(func(*unwrap(tuple(args)), **{name: unwrap(one) for name, one in kwargs.items()}))
+
+
+# --- operators that know active values ------------------------------------------------------------
+
+
+def same_alias(func: Any, grad: ActiveGradient) -> Tensor:
+    held = grad.held
+    if held.values is None:
+        return func(held.dense)
+    return ActiveGradient(held.values, held.index, grad, held)
+
+
+def cloned(func: Any, grad: ActiveGradient, **kwargs: Any) -> Tensor:
+    if grad.held.values is None:
+        return func(grad.held.dense, **kwargs)
+    return ActiveGradient(grad.held.values.clone(), grad.held.index, grad)
+
+
+def added(func: Any, grad: Tensor, other: Any, **kwargs: Any) -> Any:
+    """Micro-batches of one topology are summed as they are held."""
+    if isinstance(grad, ActiveGradient) and isinstance(other, Tensor):
+        values, more = grad.held.values, active_values(other, grad.held.index)
+        if values is not None and more is not None:
+            values.add_(more, **kwargs)
+            return grad
+    return apply(func, (grad, other), kwargs, as_dense)
+
+
+SPECIAL: dict[Any, Callable[..., Any]] = {
+    aten.detach.default: same_alias,
+    aten.alias.default: same_alias,
+    aten.clone.default: cloned,
+    aten.add_.Tensor: added,
+}
+
+
+def all_active(one: Any) -> bool:
+    grads = one if isinstance(one, (list, tuple)) else [one]
+    return all(holds_active_only(g) or not isinstance(g, ActiveGradient) for g in grads)
+
+
+def scaling(first: Any, factor: Any = 1.0, *rest: Any, **kwargs: Any) -> bool:
+    """By a number: zeros stay zeros."""
+    if isinstance(factor, ActiveGradient):
+        return False
+    return (not isinstance(factor, Tensor) or factor.numel() == 1) and all_active(first)
+
+
+def norm_over_all(first: Any, order: Any = 2, dim: Any = None, *rest: Any, **kwargs: Any) -> bool:
+    """Zeros add nothing to a norm of positive order over all entries."""
+    grads = first if isinstance(first, (list, tuple)) else [first]
+    some = all(not isinstance(g, ActiveGradient) or g.held.index.numel() > 0 for g in grads)
+    return dim is None and some and float(order) > 0 and all_active(first)
+
+
+def clamping_to_zero(first: Any, low: Any = None, high: Any = None, **kwargs: Any) -> bool:
+    """Between bounds that leave zeros alone."""
+    numbers = all(bound is None or isinstance(bound, (int, float)) for bound in (low, high))
+    return numbers and (low or 0) <= 0 <= (high or 0) and all_active(first)
+
+
+def list_norm(first: Any, order: Any = 2, *rest: Any, **kwargs: Any) -> bool:
+    return norm_over_all(first, order)
+
+
+def unscaling(grads: Any, found_inf: Any, scale: Any) -> bool:
+    return all_active(grads)
+
+
+ON_VALUES: dict[Any, Callable[..., bool]] = {
+    aten.mul_.Tensor: scaling,
+    aten.mul_.Scalar: scaling,
+    aten.div_.Tensor: scaling,
+    aten.div_.Scalar: scaling,
+    aten.zero_.default: scaling,
+    aten._foreach_mul_.Scalar: scaling,
+    aten._foreach_mul_.Tensor: scaling,
+    aten._foreach_div_.Scalar: scaling,
+    aten._foreach_zero_.default: scaling,
+    aten.linalg_vector_norm.default: norm_over_all,
+    aten._foreach_norm.Scalar: list_norm,
+    aten.clamp_.default: clamping_to_zero,
+    aten._amp_foreach_non_finite_check_and_unscale_.default: unscaling,
+}
