@@ -8,6 +8,7 @@ import pytest
 import torch
 from common import (
     INNERS,
+    MORE_RECIPES,
     RECIPES,
     UNKNOWN_STATE,
     assert_same,
@@ -68,7 +69,7 @@ def test_a_copy_steps_alone_and_the_original_goes_on(copier, inner, storage):
     assert_same(bundle[2].state_dict(), twin[2].state_dict())
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+@pytest.mark.parametrize("recipe", RECIPES + MORE_RECIPES, ids=str)
 def test_every_recipe_copies_and_pickles(recipe):
     model = mlp()
     optimizer = sparse(model, inner_named("adamw"), recipe)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from common import (
     INNERS,
+    MORE_RECIPES,
     RECIPES,
     UNKNOWN_STATE,
     Recipe,
@@ -83,7 +84,7 @@ def train_with(model, optimizer, scheduler, inner, steps, first=0):
 # --- bit-equal resume (row 4) ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+@pytest.mark.parametrize("recipe", RECIPES + MORE_RECIPES, ids=str)
 @pytest.mark.parametrize("first", [0, 1, 5, 6])
 def test_a_resumed_run_is_bit_equal_for_every_recipe(recipe, first):
     assert_same(*resumed(inner_named("adamw"), recipe, first, 11 - first))
