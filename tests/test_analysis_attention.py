@@ -43,9 +43,10 @@ def test_maps_are_those_of_the_definition():
     assert torch.allclose(grad_cam(small_network(), "2", IMAGES, [1, 4, 0]), expected, atol=1e-5)
 
 
-def test_an_in_place_activation_behind_the_layer_changes_nothing():
-    plain = grad_cam(small_network(), "2", IMAGES, 3)
-    assert torch.allclose(grad_cam(small_network(inplace=True), "2", IMAGES, 3), plain)
+@pytest.mark.parametrize("target", range(5))
+def test_an_in_place_activation_behind_the_layer_changes_nothing(target):
+    plain = grad_cam(small_network(), "2", IMAGES, target)
+    assert torch.allclose(grad_cam(small_network(inplace=True), "2", IMAGES, target), plain)
 
 
 @pytest.mark.parametrize("targets", [None, [0, 3, 2]])

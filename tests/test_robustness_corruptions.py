@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -182,6 +185,20 @@ def test_motion_blur_is_a_weighted_sum_of_moved_images(size, angle):
     assert np.allclose(fast[0], literal_motion_blur(image[0], *size, angle), atol=1e-2)
 
 
+def test_streaks_run_at_most_45_degrees_from_the_horizontal_and_flakes_fall(monkeypatch):
+    drawn: dict[str, list[float]] = {"motion_blur": [], "snow": []}
+    for module, name in ((_blur, "motion_blur"), (_weather, "snow")):
+
+        def spy(layer, radius, sigma, angles, name=name):
+            drawn[name] += angles
+            return layer
+
+        monkeypatch.setattr(module, "motion_blurred", spy)
+        corrupt(images(400, 8, 8), name, 3)
+    assert -45 <= min(drawn["motion_blur"]) < -42 and 42 < max(drawn["motion_blur"]) <= 45
+    assert -135 <= min(drawn["snow"]) < -132 and -48 < max(drawn["snow"]) <= -45
+
+
 @pytest.mark.parametrize("factor", [1.01, 1.13, 1.31, 2.25, 4.5])
 @pytest.mark.parametrize("side", [28, 33])
 def test_zooming_is_scipys_linear_zoom_of_the_centre(side, factor):
@@ -338,7 +355,7 @@ def test_zoom_counts_include_the_rounding_of_arange():
 
 
 def test_missing_frost_photographs_fall_back_with_a_warning(monkeypatch):
-    monkeypatch.setattr(_weather.resources, "files", _no_package)
+    monkeypatch.setattr(_weather, "find_spec", lambda name: None)
     _weather._frost_photograph.cache_clear()
     _weather.frost_texture.cache_clear()
     try:
@@ -350,8 +367,15 @@ def test_missing_frost_photographs_fall_back_with_a_warning(monkeypatch):
         _weather.frost_texture.cache_clear()
 
 
-def _no_package(name: str):
-    raise ModuleNotFoundError(name)
+def test_frost_needs_only_the_data_files_of_the_other_package():
+    if find_spec("imagecorruptions") is None:
+        pytest.skip("imagecorruptions-imaug is not installed")
+    code = (
+        "import sys, numpy as np; from sparseopt.robustness import corrupt;"
+        "corrupt(np.zeros((1, 32, 32, 3), np.uint8), 'frost', 3); "
+        "assert 'numba' not in sys.modules and 'imagecorruptions' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_images_larger_than_the_frost_photographs_work():

@@ -251,6 +251,15 @@ def test_generated_arrays_are_what_corrupt_gives(tmp_path):
     assert data.labels.tolist() == LABELS * 5
 
 
+def test_large_sets_are_generated_in_chunks_of_the_same_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("sparseopt.robustness.generation._CHUNK", 2)
+    folder = generate((CLEAN, LABELS), tmp_path, corruption="shot_noise", progress=False)
+    written = np.load(folder / "shot_noise.npy")
+    for severity in range(1, 6):
+        rows = written[5 * (severity - 1) : 5 * severity]
+        assert np.array_equal(rows, corrupt(CLEAN, "shot_noise", severity, "cifar"))
+
+
 def test_generating_again_keeps_finished_files_and_adds_missing_ones(tmp_path):
     generate((CLEAN, LABELS), tmp_path, corruption=["fog", "snow"], progress=False)
     before = (tmp_path / "fog.npy").stat().st_mtime_ns

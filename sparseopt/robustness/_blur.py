@@ -78,7 +78,6 @@ def _one_pass(height: int, width: int, reach: int, rngs: Generators) -> Array:
     source = np.arange(len(rngs) * count, dtype=np.int32)
     source.reshape(len(rngs), height, width)[:, visited] += shift.reshape(len(rngs), -1)
     pending = source > np.arange(len(source), dtype=np.int32)
-    pending &= np.tile(visited.ravel(), len(rngs))[source]
     return _resolved(source, pending)
 
 

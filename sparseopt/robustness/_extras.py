@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_EXTRAS = {
+_PACKAGES = {
     "cv2": "opencv-python",
     "PIL.Image": "pillow",
     "matplotlib.pyplot": "matplotlib",
-    "tqdm.auto": "tqdm",
     "imagecorruptions": "imagecorruptions-imaug",
-    "imageio_ffmpeg": "imageio-ffmpeg",
 }
 
 
@@ -20,7 +18,7 @@ def need(module: str, purpose: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = _EXTRAS.get(module, module)
+        package = _PACKAGES.get(module, module)
         raise ImportError(
             f"{purpose} needs the package {package!r}: pip install sparseopt[robustness]"
         ) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from functools import lru_cache
-from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
@@ -91,13 +92,14 @@ def frost_texture(number: int, scale: float, height: int, width: int) -> Array:
 @lru_cache(maxsize=5)
 def _frost_photograph(number: int) -> Array:
     name = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")[number]
-    try:
-        # only the data files are read; importing the package would compile its kernels
-        path = resources.files("imagecorruptions").joinpath("frost", name)
-        with path.open("rb") as file:
-            return np.asarray(need("PIL.Image", "frost").open(file).convert("RGB"))
-    except (ModuleNotFoundError, FileNotFoundError):
-        return _procedural_frost(number)
+    # found without importing the package, which would load numba
+    package = find_spec("imagecorruptions")
+    folders = (package.submodule_search_locations if package else None) or []
+    for path in (Path(folder, "frost", name) for folder in folders):
+        if path.exists():
+            with path.open("rb") as file:
+                return np.asarray(need("PIL.Image", "frost").open(file).convert("RGB"))
+    return _procedural_frost(number)
 
 
 def _procedural_frost(number: int) -> Array:

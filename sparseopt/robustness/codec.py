@@ -7,6 +7,7 @@ a program on the path, or the package imageio-ffmpeg. Takes about a second per i
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from sparseopt.robustness._door import Array
-from sparseopt.robustness._extras import need
 from sparseopt.robustness._resample import Generators
 
 FRAMES = 30
@@ -36,9 +36,13 @@ def ffmpeg() -> str:
     found = shutil.which("ffmpeg")
     if found:
         return found
-    path: str = need(
-        "imageio_ffmpeg", "a codec corruption (or ffmpeg on the path)"
-    ).get_ffmpeg_exe()
+    try:
+        imageio_ffmpeg = importlib.import_module("imageio_ffmpeg")
+    except ImportError as error:
+        raise ImportError(
+            "bit_error and h265_abr need ffmpeg: install the program, or pip install imageio-ffmpeg"
+        ) from error
+    path: str = imageio_ffmpeg.get_ffmpeg_exe()
     return path
 
 
