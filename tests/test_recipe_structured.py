@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from sparseopt import SparseOptimizer
 from sparseopt.algorithms import nm, srigl
-from sparseopt.algorithms.structured import Groups, top_in_rows
+from sparseopt.algorithms.n_of_m import Groups
+from sparseopt.algorithms.rows import top_in_rows
+from sparseopt.distributions import erk
 from sparseopt.layers import Layer
 from sparseopt.scores import Context
 from sparseopt.update import Levels, plan
@@ -103,7 +105,8 @@ def assert_equal_rows(layer: Layer, budget: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the density leaves no weight:UserWarning")
-@pytest.mark.parametrize("options", [{}, {"gamma": 0.9}, {"regrow_same": "forbid"}, {"grow": 0}])
+@pytest.mark.parametrize("options", [{}, {"gamma": 0.9}, {"regrow_same": "forbid"}])
+@pytest.mark.parametrize("size", [0.0, 1.0], ids=["no gradients", "gradients"])
 @given(
     shapes=st.lists(st.tuples(st.integers(2, 8), st.integers(2, 8)), min_size=1, max_size=3),
     sparsity=st.sampled_from([0.3, 0.5, 0.9, 0.97]),
@@ -111,23 +114,18 @@ def assert_equal_rows(layer: Layer, budget: int) -> None:
 )
 @settings(max_examples=25)
 def test_active_rows_have_equal_fan_in_at_every_step(
-    options: dict[str, Any], shapes: Any, sparsity: float, every: int
+    options: dict[str, Any], size: float, shapes: Any, sparsity: float, every: int
 ) -> None:
     weights = [nn.Parameter(torch.randn(*shape)) for shape in shapes]
-    given = {k: v for k, v in options.items() if k != "grow"}
     optimizer = SparseOptimizer(
         torch.optim.SGD(weights, lr=0.1), "srigl", sparsity=sparsity, update_every=every,
-        total_steps=20, drop_fraction=0.5, **given,
+        total_steps=20, drop_fraction=0.5, **options,
     )  # fmt: skip
-    from sparseopt.distributions import erk
-
     budgets = erk(shapes, sparsity)
     for step in range(20):
         for weight in weights:
             source = torch.Generator().manual_seed(step)
-            weight.grad = torch.randn(weight.shape, generator=source)
-            if "grow" in options:
-                weight.grad.zero_()  # nothing to tell places apart
+            weight.grad = size * torch.randn(weight.shape, generator=source)
         optimizer.step()
         assert_zeros(optimizer)
         for layer, budget in zip(optimizer.layers, budgets, strict=True):

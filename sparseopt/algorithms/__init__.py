@@ -6,13 +6,14 @@ A recipe is a function of the target sparsity that returns an :class:`Algorithm`
 
 from .algorithm import Algorithm
 from .alternating import acdc
+from .constant_fan_in import srigl
 from .drop_and_grow import rigl, set, static
 from .gradual import gmp, granet_g, granet_r
 from .hebbian import cht, chts, chtss
 from .memory_bound import mest_g, mest_r
+from .n_of_m import nm
 from .registry import Recipe, Row, algorithm, available, find, option_names, resolve, table
 from .sparse_momentum import snfs
-from .structured import nm, srigl
 
 __all__ = [
     "Algorithm",
