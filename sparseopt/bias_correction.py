@@ -102,9 +102,13 @@ def effective_gradient(one: Moments, group: dict[str, Any], decoupled: bool) -> 
     return gradient
 
 
+def never_grown(layer: Layer) -> Tensor:
+    return torch.zeros_like(layer.mask, dtype=torch.int32)
+
+
 def mark_grown(layer: Layer, fresh: Tensor, clock: float) -> None:
     """Remember when weights were grown, by the inner optimizer's own step count."""
     born = layer.extras.get(BORN)
     if born is None:
-        born = layer.extras[BORN] = torch.zeros_like(layer.mask, dtype=torch.int32)
+        born = layer.extras[BORN] = never_grown(layer)
     born.masked_fill_(fresh, int(clock))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from .layers import Layer
 from .positions import count
@@ -22,7 +23,7 @@ from .positions import count
 if TYPE_CHECKING:
     from .algorithms import Algorithm
 
-__all__ = ["Saved", "merge", "split"]
+__all__ = ["Saved", "announce", "merge", "split"]
 
 PREFIX = "sparse_"
 RUN = "sparse"
@@ -97,6 +98,19 @@ def merge(
     groups = [dict(group) for group in plain["param_groups"]]
     groups[0][RUN] = run | ({APART: apart} if apart else {})
     return {**plain, "state": state, "param_groups": groups}
+
+
+def announce(inner: Optimizer, merged: dict[str, Any]) -> None:
+    """Show the names of our entries in the inner optimizer itself, with nothing behind them.
+
+    Flattened distributed checkpoints restore the entries whose names they find there, no others.
+    """
+    for (number, index), identifier in identifiers(merged["param_groups"]):
+        weight = inner.param_groups[number]["params"][index]
+        if weight.requires_grad:
+            ours = [name for name in merged["state"][identifier] if str(name).startswith(PREFIX)]
+            inner.state[weight].update(dict.fromkeys(ours, 0))
+    inner.param_groups[0][RUN] = {}
 
 
 def split(state_dict: dict[str, Any]) -> tuple[dict[str, Any], Saved]:

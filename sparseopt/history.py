@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,19 +48,23 @@ class Run:
     steps: int = 0
     updates: int = 0
     requested: bool = False
+    probed: bool = False
     history: list[Record] = field(default_factory=list)
     densities: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     dense: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def saved(self) -> dict[str, Any]:
-        """The counters as plain numbers, lists and dicts."""
+        """The counters as plain numbers and strings.
+
+        What grows is text: distributed checkpoints load into entries of the same structure only.
+        """
         return {
             "seed": self.seed,
             "steps": self.steps,
             "updates": self.updates,
             "requested": self.requested,
-            "history": [dict(record) for record in self.history],
-            "densities": [[step, dict(layers)] for step, layers in self.densities],
+            "history": json.dumps(self.history),
+            "densities": json.dumps(self.densities),
         }
 
     def restore(self, saved: dict[str, Any], steps: int | None) -> None:
@@ -68,9 +73,9 @@ class Run:
         for name in ("seed", "updates", "requested"):
             setattr(self, name, saved.get(name, getattr(self, name)))
         if "history" in saved:
-            self.history[:] = [Record(record) for record in saved["history"]]
+            self.history[:] = [Record(record) for record in json.loads(saved["history"])]
         if "densities" in saved:
-            self.densities[:] = [(step, dict(layers)) for step, layers in saved["densities"]]
+            self.densities[:] = [(step, layers) for step, layers in json.loads(saved["densities"])]
 
     def note_densities(self, layers: Sequence[Layer]) -> None:
         """Remember the density of every layer from this step on, if one has changed."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..bias_correction import BORN, never_grown
 from ..distributions import Distribution, check_sparsity
 from ..layers import Layer
 from ..schedules import Constant, Phases, Schedule
@@ -155,6 +156,18 @@ class Algorithm:
         if self.exchanges or total_steps is None:
             return False
         return self.density(step / total_steps) == self.density((step - update_every) / total_steps)
+
+    def extras(self, layer: Layer) -> dict[str, Tensor]:
+        """What a layer keeps between updates, as it is at the start.
+
+        There from the start because distributed checkpoints load only into what is there.
+        """
+        parts = (self.observe, self.exchange, self.drop, self.grow)
+        found = [getattr(part, "extras", None) for part in parts]
+        kept = [make(layer) for make in found if make is not None]
+        if self.grown_state == "per_element_step":
+            kept.append({BORN: never_grown(layer)})
+        return {name: value for one in kept for name, value in one.items()}
 
     def check(self, layers: Sequence[Layer]) -> None:
         """Let an exchange with requirements of its own look at the layers before training.

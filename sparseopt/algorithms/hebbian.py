@@ -246,6 +246,12 @@ class Percolating:
     early_stop: float | None = 0.9
     softness: Softness | None = None
 
+    def extras(self, layer: Layer) -> dict[str, Tensor]:
+        """No layer has settled at the start."""
+        if self.early_stop is None:
+            return {}
+        return {STOPPED: torch.zeros((), dtype=torch.bool, device=layer.mask.device)}
+
     def check(self, layers: Sequence[Layer]) -> None:
         """Raise ValueError for chains that do not fit the layers."""
         links.percolate({layer.name: layer.mask for layer in layers}, self.chains)

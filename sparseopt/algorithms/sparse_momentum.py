@@ -72,6 +72,10 @@ class MeanGradient:
 
     beta: float
 
+    def extras(self, layer: Layer) -> dict[str, Tensor]:
+        """The mean before the first gradient."""
+        return {AVERAGE: torch.zeros_like(layer.weight, requires_grad=False)}
+
     def __call__(self, layer: Layer) -> None:
         assert layer.gradient is not None
         gradient = layer.gradient.detach()
