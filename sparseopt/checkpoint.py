@@ -154,6 +154,21 @@ def check(saved: Saved, layers: Sequence[Layer], algorithm: Algorithm) -> None:
     _check_counts(saved.masks, layers, algorithm)
 
 
+def refuse_lost_masks(saved: Saved, plain: dict[str, Any]) -> None:
+    """Raise ValueError for what a flattened distributed checkpoint leaves of ours after training.
+
+    It restores only entries that it finds in the optimizer, and the masks are there before the
+    first step alone. Its parameters are known by their names, not by numbers.
+    """
+    named = any(isinstance(one, str) for _, one in identifiers(plain["param_groups"]))
+    if named and not saved.masks:
+        raise ValueError(
+            "the checkpoint brings no masks, and this optimizer has trained already: load a "
+            "flattened checkpoint (flatten_optimizer_state_dict=True) into a new SparseOptimizer, "
+            "or save and load without flattening"
+        )
+
+
 def _check_counts(
     masks: dict[tuple[int, int], Tensor], layers: Sequence[Layer], algorithm: Algorithm
 ) -> None:

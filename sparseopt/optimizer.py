@@ -678,6 +678,8 @@ class SparseOptimizer(Wrapper):
         self._bind()
         plain, saved = checkpoint.split(state_dict)
         checkpoint.check(saved, self._layers, self._algorithm)
+        if self._run.steps:
+            checkpoint.refuse_lost_masks(saved, plain)
         self._inner.load_state_dict(plain)
         self._run.probed = False
         self._take_up(saved)
