@@ -134,6 +134,18 @@ def test_soft_growth_is_sampled_and_reproducible() -> None:
     assert torch.equal(grown[0], grown[1]) and not torch.equal(grown[0], grown[2])
 
 
+def test_drop_and_growth_of_one_update_draw_from_different_streams() -> None:
+    seeds = []
+
+    def noted(score: Tensor, k: int, generator: torch.Generator) -> Tensor:
+        seeds.append(generator.initial_seed())
+        return top_k(score, k)
+
+    algorithm = dataclasses.replace(cht(0.6, grow="ch2_l3n"), drop_select=noted, grow_select=noted)
+    plan([layer_of((14, 10), 0.4)], algorithm, HARD, Context())
+    assert len(seeds) == 2 and seeds[0] != seeds[1]
+
+
 def test_attention_projections_are_three_graphs() -> None:
     mask = torch.rand(12, 4, generator=torch.Generator().manual_seed(0)) < 0.5
     packed = Layer("attention.in_proj_weight", torch.zeros(12, 4), (0, 0))
