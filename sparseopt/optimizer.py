@@ -122,6 +122,8 @@ class SparseOptimizer(Wrapper):
         self._model = None if model is None else weakref.ref(model)
         self._pools: list[Pool] = []
         self._layers: list[Layer] = []
+        # weights as they were before masking, until the first step: a checkpoint may want others
+        self._given: dict[tuple[int, int], Tensor] = {}
         found = self._found(first=0)
         self._selection.check_patterns(optimizer.param_groups)
         if not found:
@@ -200,6 +202,7 @@ class SparseOptimizer(Wrapper):
 
     @torch.no_grad()
     def _adopt(self, layer: Layer, mask: Tensor, algorithm: Algorithm) -> None:
+        self._given[layer.key] = layer.weight.detach().clone()
         layer.set_mask(mask)
         layer.extras = algorithm.extras(layer) | {"ever_active": layer.mask.clone()}
         self._storage.clean(layer)
@@ -472,6 +475,7 @@ class SparseOptimizer(Wrapper):
     @torch.compiler.disable
     def _finish(self, due: Sequence[Pool]) -> None:
         self._run.steps += 1
+        self._given.clear()
         self._hooks.forget()
         if due:
             self._update(due)
@@ -703,6 +707,10 @@ class SparseOptimizer(Wrapper):
         if "mask" not in entry:
             self._storage.clean(layer)
             return
+        given = self._given.pop(layer.key, None)
+        if given is not None and self._storage.is_clean(layer):
+            # the model's weights were loaded before they were masked by another topology
+            layer.weight.copy_(given)
         layer.set_mask(entry.pop("mask").to(layer.mask))
         found = {name: value.to(layer.mask.device).clone() for name, value in entry.items()}
         fresh = algorithm.extras(layer) | {"ever_active": layer.mask.clone()}

@@ -400,3 +400,21 @@ def test_a_checkpoint_of_one_storage_goes_on_in_the_other(inner):
         assert_same(masks, results[0][1])
         for name, value in weights.items():
             assert torch.allclose(value, results[0][0][name], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("storage", ["masked", "compact"])
+@pytest.mark.parametrize("recipe", ["set", "rigl", "gmp"])
+def test_a_model_loaded_before_it_is_wrapped_resumes_bit_equal(recipe, storage):
+    """Wrapping masks by a topology of its own; the checkpoint's weights must survive that."""
+    model = mlp()
+    optimizer = sparse(model, AdamW, recipe, storage=storage)
+    train(model, optimizer, 7)
+    weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    train(model, optimizer, 8, first=7)
+
+    later = mlp(seed=5)
+    later.load_state_dict(weights)
+    resumed = sparse(later, AdamW, recipe, storage=storage, seed=9)
+    resumed.load_state_dict(state)
+    train(later, resumed, 8, first=7)
+    assert_same(snapshot(later, resumed), snapshot(model, optimizer))
