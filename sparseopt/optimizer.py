@@ -540,9 +540,16 @@ class SparseOptimizer(Wrapper):
         return bool(grads) and not any(bool(grad.any()) for grad in grads)
 
     def _probe(self) -> None:
-        """Make the state that a distributed checkpoint looks for; not a step, so not counted."""
+        """Make the state that a distributed checkpoint looks for; not a step, so not counted.
+
+        Weights stay as they are: they may have been loaded already, and their masks not yet.
+        """
+        weights = [weight for _, _, weight in parameters(self._inner.param_groups)]
+        values = [weight.detach().clone() for weight in weights]
         self._prepare([])
         self._inner_step(None, [])
+        for weight, value in zip(weights, values, strict=True):
+            weight.copy_(value)
         checkpoint.announce(self._inner, self._saved())
         self._run.probed = True
 
