@@ -148,6 +148,20 @@ def test_the_hidden_step_leaves_no_trace(inner, storage, steps):
     assert "sparse" not in other[1].inner.param_groups[0]
 
 
+@every_mode
+@both_storages
+def test_weights_may_be_loaded_before_the_optimizer(mode, storage, tmp_path):
+    from torch.distributed.checkpoint import state_dict
+
+    one, other = made("adam", storage=storage), made("adam", seed=5, storage=storage)
+    train(*one, 7)
+    options = state_dict.StateDictOptions(**MODES[mode])
+    weights, state = state_dict.get_state_dict(*one, options=options)
+    state_dict.set_model_state_dict(other[0], weights, options=options)
+    state_dict.set_optimizer_state_dict(*other, state, options=options)
+    assert_goes_on(one, other, 7)
+
+
 def test_a_warm_up_from_zero_is_counted():
     model, optimizer = made("sgd")
     for group in optimizer.param_groups:
