@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,11 @@ def assert_goes_on(one: tuple[nn.Module, Any], other: tuple[nn.Module, Any], ste
     for model, optimizer in (one, other):
         train(model, optimizer, 8, first=steps)
         assert_zeros(optimizer)
-    (model, optimizer), (copy, resumed) = one, other
+    (model, optimizer), (twin, resumed) = one, other
     assert resumed.steps == optimizer.steps == steps + 8
     assert resumed.updates == optimizer.updates and resumed.history == optimizer.history
     assert_same(resumed.masks, optimizer.masks)
-    assert_same(list(copy.parameters()), list(model.parameters()))
+    assert_same(list(twin.parameters()), list(model.parameters()))
     assert_same(resumed.state_dict()["state"], optimizer.state_dict()["state"])
 
 
@@ -156,7 +157,8 @@ def test_weights_may_be_loaded_before_the_optimizer(mode, storage, tmp_path):
     one, other = made("adam", storage=storage), made("adam", seed=5, storage=storage)
     train(*one, 7)
     options = state_dict.StateDictOptions(**MODES[mode])
-    weights, state = state_dict.get_state_dict(*one, options=options)
+    # copied, because torch's optimizers take the tensors of a state dict for their own
+    weights, state = copy.deepcopy(state_dict.get_state_dict(*one, options=options))
     state_dict.set_model_state_dict(other[0], weights, options=options)
     state_dict.set_optimizer_state_dict(*other, state, options=options)
     assert_goes_on(one, other, 7)
@@ -190,25 +192,25 @@ def trained(rank: int, mode: str, folder: str) -> dict[str, Any]:
     parallel = DistributedDataParallel(model)
     parallel.input_shape = model.input_shape
     train(parallel, optimizer, 7)
-    copy, resumed = made("adam", seed=5)
+    twin, resumed = made("adam", seed=5)
     if mode == "broadcast":
-        broadcast(model, optimizer, copy, resumed, rank)
+        broadcast(model, optimizer, twin, resumed, rank)
     else:
         save(parallel, optimizer, Path(folder), mode)
-        load(copy, resumed, Path(folder), mode)
-    assert_goes_on((model, optimizer), (copy, resumed), 7)
-    return {"masks": resumed.masks, "weights": list(copy.state_dict().values())}
+        load(twin, resumed, Path(folder), mode)
+    assert_goes_on((model, optimizer), (twin, resumed), 7)
+    return {"masks": resumed.masks, "weights": list(twin.state_dict().values())}
 
 
-def broadcast(model: Any, optimizer: Any, copy: Any, resumed: Any, rank: int) -> None:
+def broadcast(model: Any, optimizer: Any, twin: Any, resumed: Any, rank: int) -> None:
     from torch.distributed.checkpoint import state_dict
 
     full = state_dict.StateDictOptions(full_state_dict=True)
-    weights, state = state_dict.get_state_dict(model, optimizer, options=full)
+    weights, state = copy.deepcopy(state_dict.get_state_dict(model, optimizer, options=full))
     sent = state_dict.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     mine = (weights, state) if rank == 0 else ({}, {})
-    state_dict.set_model_state_dict(copy, mine[0], options=sent)
-    state_dict.set_optimizer_state_dict(copy, resumed, mine[1], options=sent)
+    state_dict.set_model_state_dict(twin, mine[0], options=sent)
+    state_dict.set_optimizer_state_dict(twin, resumed, mine[1], options=sent)
 
 
 def all_modes(rank: int, folder: str) -> dict[str, Any]:
