@@ -87,7 +87,7 @@ def measure(
 
 def sparse_product(inputs: Tensor, weight: Tensor, structure: Structure) -> Tensor:
     structure.turned_at = -1  # in training, values are new in every step
-    return Product.apply(inputs, weight, None, structure, lambda: False)
+    return Product.apply(inputs, weight, None, structure, lambda: False, True)
 
 
 def timed(product: Callable[[], Tensor], weight: Tensor) -> float:

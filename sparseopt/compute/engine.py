@@ -13,7 +13,7 @@ from ..gradients import Hooks
 from ..layers import Layer, wrapped
 from ..storage.compact import Compact
 from .choice import Choose, chooser, pays
-from .linear import Forward
+from .linear import Forward, followed_by_linear
 from .structure import Structure
 
 __all__ = ["Engine", "check_compute", "dense_compute"]
@@ -61,6 +61,7 @@ class Engine:
         self.linears = [
             m for m in wrapped(model).modules() if isinstance(m, nn.Linear) and is_plain(m)
         ]
+        self.inner = followed_by_linear(model)
         self.storage = storage
         self.pairs: list[tuple[nn.Linear, Layer]] = []
         self.structures: dict[tuple[int, int], Structure] = {}
@@ -82,7 +83,8 @@ class Engine:
                 self.attach(module, layer)
 
     def attach(self, module: nn.Linear, layer: Layer) -> None:
-        module.forward = Forward(module, self, layer)  # type: ignore[method-assign]
+        stay = any(module is one for one in self.inner)
+        module.forward = Forward(module, self, layer, stay)  # type: ignore[method-assign]
 
     def resume(self) -> None:
         """All modules compute sparsely (again)."""

@@ -20,7 +20,11 @@ __all__ = ["Forward", "Product"]
 
 
 class Product(torch.autograd.Function):
-    """``torch.nn.functional.linear`` on active values; its gradients too."""
+    """``torch.nn.functional.linear`` on active values; its gradients too.
+
+    With ``stay`` the result keeps the feature-major memory order in which it is made: the next
+    sparse layer reads it so.
+    """
 
     @staticmethod
     def forward(
@@ -30,12 +34,13 @@ class Product(torch.autograd.Function):
         bias: Tensor | None,
         structure: Structure,
         wants_dense: Callable[[], bool],
+        stay: bool,
     ) -> Tensor:
         columns = feature_major(inputs)
-        ctx.structure, ctx.wants_dense, ctx.has_bias = structure, wants_dense, bias is not None
+        ctx.structure, ctx.wants_dense = structure, wants_dense
         ctx.save_for_backward(inputs, weight, columns)  # backward refuses a weight changed since
-        outputs = structure.forward(columns, bias)
-        return outputs.t().contiguous().view(*inputs.shape[:-1], weight.shape[0])
+        outputs = structure.forward(columns, bias).t()
+        return (outputs if stay else outputs.contiguous()).view(*inputs.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
@@ -54,7 +59,7 @@ class Product(torch.autograd.Function):
                 of_weight = ctx.structure.gradient(turned, columns, weight)
         if needs[2]:
             of_bias = turned.sum(1)
-        return of_inputs, of_weight, of_bias, None, None
+        return of_inputs, of_weight, of_bias, None, None, None
 
 
 def feature_major(values: Tensor) -> Tensor:
@@ -68,7 +73,7 @@ def dense_gradients(
     samples, rows = inputs.reshape(-1, inputs.shape[-1]), slopes.reshape(-1, slopes.shape[-1])
     of_inputs = slopes @ weight if needs[0] else None
     of_weight = rows.t() @ samples if needs[1] else None
-    return of_inputs, of_weight, rows.sum(0) if needs[2] else None, None, None
+    return of_inputs, of_weight, rows.sum(0) if needs[2] else None, None, None, None
 
 
 class Forward:
@@ -78,7 +83,8 @@ class Forward:
     belongs to no optimizer, so that nobody would tell it of new topologies.
     """
 
-    def __init__(self, module: nn.Linear, engine: Engine, layer: Layer) -> None:
+    def __init__(self, module: nn.Linear, engine: Engine, layer: Layer, stay: bool) -> None:
+        self.stay = stay
         self.module = weakref.ref(module)
         self.engine = weakref.ref(engine)
         self.layer = layer
@@ -92,7 +98,8 @@ class Forward:
         structure = engine.structure(self.layer, module, input)
         if structure is None:
             return nn.Linear.forward(module, input)
-        return Product.apply(input, module.weight, module.bias, structure, engine.wants_dense)
+        stay = self.stay and not module._forward_hooks
+        return Product.apply(input, module.weight, module.bias, structure, engine.wants_dense, stay)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[Tensor], Tensor]:
         module = self.module()
@@ -121,6 +128,26 @@ def suits(module: nn.Linear, values: Any) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not transformed()
     )
+
+
+def followed_by_linear(model: nn.Module) -> list[nn.Linear]:
+    """Linear modules whose output goes, entry by entry, to another: nobody sees its memory order.
+
+    Elsewhere the output is contiguous, as torch makes it: user code may call ``view`` on it.
+    """
+    found = []
+    for block in model.modules():
+        if type(block) is nn.Sequential:
+            steps = [one for one in block if not isinstance(one, ENTRYWISE)]
+            pairs = zip(steps, steps[1:], strict=False)
+            found += [a for a, b in pairs if type(a) is nn.Linear and type(b) is nn.Linear]
+    return found
+
+
+ENTRYWISE = (
+    nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh,
+    nn.Sigmoid, nn.Hardtanh, nn.Hardswish, nn.Softplus, nn.Identity,
+)  # fmt: skip
 
 
 def transformed() -> bool:

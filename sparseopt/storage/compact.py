@@ -55,7 +55,7 @@ class Packed:
         return torch.equal(values.index_select(0, here), entries.index_select(0, there))
 
 
-SAMPLE = 256  # entries
+SAMPLE = 16  # entries
 
 
 def stamp(weight: Tensor) -> tuple[int, int]:
@@ -87,6 +87,7 @@ class Compact(Masked):
     @torch.no_grad()
     def begin(self, layers: Sequence[Layer]) -> None:
         """Gather active values and gradients, and let the inner optimizer see them."""
+        self.turn += 1
         for layer in layers:
             if not self.is_clean(layer):
                 self.mask_weights(layer)
@@ -105,7 +106,7 @@ class Compact(Masked):
     def _enter(self, layer: Layer, packed: Packed) -> None:
         weight, grad = layer.weight, layer.weight.grad
         if grad is not None:
-            if not packed.agrees(weight):
+            if packed.seen != stamp(weight):
                 gather(weight.detach(), weight, packed.index, packed.values.detach())
             ready = active_values(grad, packed.index)
             if ready is not None:  # from sparse compute
@@ -161,9 +162,21 @@ class Compact(Masked):
         if packed.agrees(weight):
             return packed
         gather(weight.detach(), weight, packed.index, packed.values.detach())
-        zeros = self.is_clean(layer) or count(weight.detach()) == count(packed.values)
+        masked = packed.seen != stamp(weight) and super().is_clean(layer)
+        zeros = masked or count(weight.detach()) == count(packed.values)
         packed.seen = stamp(weight) if zeros else None
         return packed if zeros else None
+
+    def is_clean(self, layer: Layer) -> bool:
+        """Whether inactive weights are zero; fewer entries are looked at where values are shared.
+
+        A foreign write to many entries shows in the active ones too.
+        """
+        packed = self.packed.get(layer.key)
+        if packed is not None and packed.seen is not None:
+            known = self.clean_at.get(layer.key) == stamp(layer.weight)
+            return known and packed.agrees(layer.weight)
+        return super().is_clean(layer)
 
     def reread(self, layer: Layer) -> None:
         """Forget what is known of the weight: it is read again when it is needed."""
