@@ -57,6 +57,7 @@ class Hooks:
         self.layers: dict[int, weakref.ref[Layer]] = {}
         self.backward = -1  # the backward pass at whose end the dense gradients are collected
         self.warned = False
+        self.turn = 0
 
     def attach(self, layer: Layer) -> None:
         """Watch the layer's parameter; a second call moves the hook to a new parameter object."""
@@ -78,6 +79,7 @@ class Hooks:
         """Drop what was collected: the gradients were used or zeroed."""
         self.windows.clear()
         self.masked.clear()
+        self.turn += 1
 
     @torch.no_grad()
     def accumulate(self, layer: Layer) -> None:
@@ -145,7 +147,7 @@ class Hooks:
         if holds_active_only(grad):  # from sparse compute: there is nothing else in it
             self.masked[id(layer)] = (weakref.ref(grad), grad._version)
             return
-        if seen and zero_at_sentinels(grad.detach(), layer):
+        if seen and zero_at_sentinels(grad.detach(), layer, self.turn):
             return
         grad = layer.weight.grad = mask_gradient(layer, grad)
         self.masked[id(layer)] = (weakref.ref(grad), grad._version)

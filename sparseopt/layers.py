@@ -43,7 +43,6 @@ class Layer:
         nnz: Number of active weights.
         key: Position in the optimizer: (parameter group, index in the group).
         index: Positions of the active weights, row-major, where the storage keeps them.
-        sentinels: Positions of a sample of inactive weights, by which foreign writes are noticed.
         gradient: Dense gradient of the last step, while an update that asks for it runs.
         extras: Tensors of the weight's shape that a recipe keeps between updates; checkpointed.
     """
@@ -55,7 +54,6 @@ class Layer:
         self.mask = torch.ones_like(weight, dtype=torch.bool, requires_grad=False)
         self.nnz = self.numel
         self.index: Tensor | None = None
-        self.sentinels: Tensor | None = None
         self.gradient: Tensor | None = None
         self.extras: dict[str, Tensor] = {}
 
@@ -83,7 +81,7 @@ class Layer:
         """Make ``mask`` the topology, in place: compiled steps and CUDA graphs keep its address."""
         self.mask.copy_(mask)
         self.nnz = count(self.mask)
-        self.index = self.sentinels = None
+        self.index = None
 
     def __repr__(self) -> str:
         return (

@@ -707,16 +707,13 @@ class SparseOptimizer(Wrapper):
         self._hooks.forget()
         self._open_window()
 
-
-    def _take_up_layer(
-        self, layer: Layer, entry: dict[str, Tensor], algorithm: Algorithm
-    ) -> None:
+    def _take_up_layer(self, layer: Layer, entry: dict[str, Tensor], algorithm: Algorithm) -> None:
         if "mask" not in entry:
             self._storage.clean(layer)
             return
         given = self._given.pop(layer.key, None)
-        if given is not None and self._storage.is_clean(layer):
-            # the model's weights were loaded before they were masked by another topology
+        if given is not None and torch.equal(layer.weight, masked(given, layer.mask)):
+            # the model's weights were loaded before wrapping masked them by another topology
             layer.weight.copy_(given)
         layer.set_mask(entry.pop("mask").to(layer.mask))
         found = {name: value.to(layer.mask.device).clone() for name, value in entry.items()}
@@ -728,6 +725,10 @@ class SparseOptimizer(Wrapper):
 def skips_step(due: Sequence[Pool]) -> bool:
     """Whether the update replaces the optimizer step, as in the original RigL code."""
     return any(pool.algorithm.skip_step_on_update for pool in due)
+
+
+def masked(weight: Tensor, mask: Tensor) -> Tensor:
+    return weight.masked_fill(~mask, 0.0)
 
 
 def check_whole(name: str, value: Any, least: int | None, optional: bool = False) -> None:

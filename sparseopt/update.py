@@ -265,8 +265,7 @@ def counts(
 
 def budget(layers: Sequence[Layer], density: float) -> int:
     """Active weights of all layers together at a density, at least one each."""
-    # 1e-9: 0.1 * 15 must not fall short of 1.5 by the last digit
-    return max(len(layers), math.floor(density * size(layers) + 0.5 + 1e-9))
+    return max(len(layers), math.floor(density * size(layers) + 0.5))
 
 
 def size(layers: Sequence[Layer]) -> int:

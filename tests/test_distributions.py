@@ -232,8 +232,16 @@ def test_the_remainder_of_capped_layers_goes_round_the_others(layers, density):
 
 def test_float_noise_does_not_lose_a_weight():
     assert allocate([0.29], [100], 29) == [29]  # 0.29 * 100 is just below 29
-    assert uniform([(5, 1)], 0.9) == [1]  # (1 - 0.9) * 5 + 0.5 is just below 1
     assert uniform([(10, 10), (1, 10)], 0.9) == [10, 1]
+
+
+@given(st.integers(1, 400), st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98]))
+def test_the_budget_is_the_formula_to_the_letter(size, sparsity):
+    """Also at ties: (1 - 0.9) * 15 is just below 1.5 in floating point, and so it counts."""
+    budget = math.floor((1 - sparsity) * size + 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert sum(uniform([(size, 1)], sparsity)) == max(1, budget)
 
 
 @pytest.mark.parametrize("name", ["uniform", "er", "erk"])

@@ -30,6 +30,7 @@ class Masked:
         self.correction = BiasCorrection(inner)
         self.clean_at: dict[tuple[int, int], tuple[int, int]] = {}
         self.begun = False
+        self.turn = 0
 
     def step(self, closure: Callable[[], Any] | None) -> Any:
         """One step of the inner optimizer."""
@@ -44,6 +45,7 @@ class Masked:
     def begin(self, layers: Sequence[Layer]) -> None:
         """Make ready for the inner step; gradients are final."""
         self.begun = True
+        self.turn += 1
         for layer in layers:
             if not self.is_clean(layer):  # written from elsewhere: model.load_state_dict, an EMA
                 self.mask_weights(layer)
@@ -89,7 +91,7 @@ class Masked:
             return True
         weight = layer.weight
         seen = self.clean_at.get(layer.key) == (weight._version, weight.data_ptr())
-        return seen and zero_at_sentinels(weight.detach(), layer)
+        return seen and zero_at_sentinels(weight.detach(), layer, self.turn)
 
     def note_clean(self, layer: Layer) -> None:
         self.clean_at[layer.key] = (layer.weight._version, layer.weight.data_ptr())

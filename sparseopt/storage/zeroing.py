@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layer
-from ..positions import compress
 
 __all__ = ["flat", "memory_order", "zero_at_sentinels", "zero_inactive"]
 
@@ -52,24 +51,19 @@ def zero_inactive(values: Tensor, mask: Tensor) -> Tensor:
 SENTINELS = 8192  # per layer; a layer with fewer entries is looked at entirely
 
 
-def zero_at_sentinels(values: Tensor, layer: Layer) -> bool:
-    """Whether a sample of the inactive entries is zero, in a few microseconds.
+def zero_at_sentinels(values: Tensor, layer: Layer, turn: int) -> bool:
+    """Whether a sample of the inactive entries is zero, in a fraction of a millisecond.
 
-    Guards against writes that autograd does not count (``weight.data.copy_(average)``): these write
-    many entries at once. False too where ``values`` has another layout than the weight.
+    Guards against writes that autograd does not count (``weight.data.copy_(average)``). Every turn
+    looks at other entries, evenly spread: all of them in ``numel / SENTINELS`` turns. False too
+    where ``values`` has another layout than the weight.
     """
     if values.stride() != layer.weight.stride() or values.is_sparse:
         return False
-    if layer.sentinels is None:
-        layer.sentinels = sentinels(flat(layer.mask, layer.weight))
-    return not bool(flat(values, layer.weight).index_select(0, layer.sentinels).any())
-
-
-def sentinels(mask: Tensor) -> Tensor:
-    """Inactive positions, evenly spread; an odd stride falls into all columns."""
-    stride = max(1, mask.numel() // SENTINELS) | 1
-    places = torch.arange(0, mask.numel(), stride, device=mask.device)
-    return compress(places, ~mask.index_select(0, places))
+    stride = max(1, layer.numel // SENTINELS) | 1  # odd: falls into all columns
+    sample = slice(turn % stride, None, stride)
+    seen, active = flat(values, layer.weight)[sample], flat(layer.mask, layer.weight)[sample]
+    return not bool(seen.ne(0).logical_and_(active.logical_not()).any())
 
 
 def memory_order(weight: Tensor) -> list[int]:
