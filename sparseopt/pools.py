@@ -18,7 +18,7 @@ from .layers import Layer
 from .scores import Context
 from .update import Change, plan
 
-__all__ = ["Pool", "check_names"]
+__all__ = ["Pool", "check_length", "check_names"]
 
 
 @dataclass
@@ -108,6 +108,24 @@ class Pool:
             values is None or all_finite(values)
             for layer in self.layers
             for values in (layer.weight.detach(), layer.gradient)
+        )
+
+
+def check_length(algorithm: Algorithm, total_steps: int | None, every: int) -> None:
+    """Raise ValueError where a schedule cannot run its course; warn where nothing would happen."""
+    if total_steps is None:
+        if algorithm.needs_total_steps:
+            raise ValueError(
+                f"algo={algorithm.name!r} changes its density over training: pass total_steps=, "
+                "the number of optimizer steps (epochs * len(loader))"
+            )
+        return
+    algorithm.check_length(total_steps, every)
+    if algorithm.exchanges and algorithm.last_step(total_steps, every) < 1:
+        warnings.warn(
+            f"update_every={every} leaves no topology update within total_steps={total_steps}: the "
+            "topology stays as it starts; lower update_every",
+            stacklevel=5,
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layer
-from .linear import Product
+from .linear import Product, Watcher
 from .structure import Structure
 
 __all__ = ["HIGHEST_DENSITY", "MEASURED", "Choose", "chooser"]
@@ -87,7 +87,7 @@ def measure(
 
 def sparse_product(inputs: Tensor, weight: Tensor, structure: Structure) -> Tensor:
     structure.turned_at = -1  # in training, values are new in every step
-    return Product.apply(inputs, weight, None, structure, lambda: False, True)
+    return Product.apply(inputs, weight, None, structure, Watcher(), True)
 
 
 def timed(product: Callable[[], Tensor], weight: Tensor) -> float:

@@ -13,10 +13,10 @@ from ..gradients import Hooks
 from ..layers import Layer, wrapped
 from ..storage.compact import Compact
 from .choice import Choose, chooser, pays
-from .linear import Forward, followed_by_linear
+from .linear import Forward, Watcher, followed_by_linear
 from .structure import Structure
 
-__all__ = ["Engine", "check_compute", "dense_compute"]
+__all__ = ["Engine", "check_compute", "deferred_weights", "dense_compute"]
 
 
 def check_compute(compute: str | Choose, model: nn.Module | None, storage: str) -> bool:
@@ -43,7 +43,7 @@ def check_compute(compute: str | Choose, model: nn.Module | None, storage: str) 
     return True
 
 
-class Engine:
+class Engine(Watcher):
     """Gives Linear modules a forward on active values, and takes it back.
 
     Args:
@@ -95,10 +95,16 @@ class Engine:
     def stop(self) -> None:
         """All modules are as they were before."""
         self.on = False
+        self.write_back()
         for module, _ in self.pairs:
             own = module.__dict__.get("forward")
             if isinstance(own, Forward) and own.engine() is self:
                 del module.__dict__["forward"]
+
+    def write_back(self) -> None:
+        """Give all weights their current values."""
+        for _, layer in self.pairs:
+            self.storage.write_back(layer)
 
     def wants_dense(self) -> bool:
         """Whether the next update asks for the gradient of every weight."""
@@ -136,6 +142,29 @@ def is_plain(module: nn.Linear) -> bool:
 def is_original(forward: Any, module: nn.Module) -> bool:
     """Whether it is what a copy of a sparsely computing module gets."""
     return getattr(forward, "__func__", None) is type(module).forward
+
+
+class deferred_weights:  # noqa: N801 - reads as the method that returns it
+    """While it lasts, dense weights are not written after every step."""
+
+    def __init__(self, engine: Engine | None) -> None:
+        self.engine = engine
+
+    def __enter__(self) -> None:
+        if self.engine is not None:
+            self.before = self.engine.storage.deferred
+            self.engine.storage.deferred = True
+            self.handles = [
+                module.register_state_dict_pre_hook(lambda *_: self.engine.write_back())
+                for module, _ in self.engine.pairs
+            ]
+
+    def __exit__(self, *error: Any) -> None:
+        if self.engine is not None:
+            self.engine.storage.deferred = self.before
+            for handle in self.handles:
+                handle.remove()
+            self.engine.write_back()
 
 
 class dense_compute:  # noqa: N801 - reads as the method that returns it

@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .structure import Structure
 
-__all__ = ["Forward", "Product"]
+__all__ = ["Forward", "Product", "Watcher"]
+
+
+class Watcher:
+    """What a product asks in its backward pass; by itself: a topology that rests."""
+
+    def wants_dense(self) -> bool:
+        """Whether the gradient of every weight is asked for."""
+        return False
+
+    def write_back(self) -> None:
+        """Make the dense weights current."""
 
 
 class Product(torch.autograd.Function):
@@ -33,11 +44,11 @@ class Product(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         structure: Structure,
-        wants_dense: Callable[[], bool],
+        engine: Watcher,
         stay: bool,
     ) -> Tensor:
         columns = feature_major(inputs)
-        ctx.structure, ctx.wants_dense = structure, wants_dense
+        ctx.structure, ctx.engine = structure, engine
         ctx.save_for_backward(inputs, weight, columns)  # backward refuses a weight changed since
         outputs = structure.forward(columns, bias).t()
         return (outputs if stay else outputs.contiguous()).view(*inputs.shape[:-1], -1)
@@ -46,6 +57,7 @@ class Product(torch.autograd.Function):
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, columns = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: by operators that can be derived again
+            ctx.engine.write_back()
             return dense_gradients(inputs, weight, slopes, ctx.needs_input_grad)
         needs = ctx.needs_input_grad
         turned = feature_major(slopes)
@@ -53,7 +65,7 @@ class Product(torch.autograd.Function):
         if needs[0]:
             of_inputs = ctx.structure.backward(turned, weight._version).t().view(inputs.shape)
         if needs[1]:
-            if ctx.wants_dense():
+            if ctx.engine.wants_dense():
                 of_weight = turned @ columns.t()
             else:
                 of_weight = ctx.structure.gradient(turned, columns, weight)
@@ -93,13 +105,15 @@ class Forward:
     def __call__(self, input: Tensor) -> Tensor:
         module, engine = self.module(), self.engine()
         assert module is not None  # its own forward is being called
-        if engine is None or module.weight is not self.layer.weight or not suits(module, input):
+        if engine is None or module.weight is not self.layer.weight:
             return nn.Linear.forward(module, input)
-        structure = engine.structure(self.layer, module, input)
+        suitable = suits(module, input)
+        structure = engine.structure(self.layer, module, input) if suitable else None
         if structure is None:
+            engine.storage.write_back(self.layer)
             return nn.Linear.forward(module, input)
         stay = self.stay and not module._forward_hooks
-        return Product.apply(input, module.weight, module.bias, structure, engine.wants_dense, stay)
+        return Product.apply(input, module.weight, module.bias, structure, engine, stay)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[Tensor], Tensor]:
         module = self.module()

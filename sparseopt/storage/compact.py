@@ -38,14 +38,15 @@ class Packed:
     grad: Tensor
     seen: tuple[int, int] | None = None  # the weight whose active entries the values were last
     sample: tuple[Tensor, Tensor] | None = None
+    ahead: bool = False  # the weight has not been given the values yet
 
     def agrees(self, weight: Tensor) -> bool:
         """Whether the values are the weight's: by its version, and by a sample of the entries.
 
         Writes through ``weight.data`` change no version; the sample sees those that are not small.
         """
-        if self.seen != stamp(weight):
-            return False
+        if self.seen != stamp(weight) or self.ahead:
+            return self.seen == stamp(weight)
         if self.sample is None:
             here = torch.arange(0, len(self.index), max(1, len(self.index) // SAMPLE))
             here = here.to(self.index.device)
@@ -81,6 +82,7 @@ class Compact(Masked):
         super().__init__(inner)
         self.packed: dict[tuple[int, int], Packed] = {}
         self.inside: list[Layer] = []
+        self.deferred = False  # write values back when they are asked for, not after every step
 
     # --- around a step ----------------------------------------------------------------------------
 
@@ -107,6 +109,7 @@ class Compact(Masked):
         weight, grad = layer.weight, layer.weight.grad
         if grad is not None:
             if packed.seen != stamp(weight):
+                self.write_back(layer)
                 gather(weight.detach(), weight, packed.index, packed.values.detach())
             ready = active_values(grad, packed.index)
             if ready is not None:  # from sparse compute
@@ -130,10 +133,15 @@ class Compact(Masked):
         for layer in self.inside:
             packed = self.packed[layer.key]
             self._swap(layer, packed.values, layer.weight)
-            if packed.values.grad is not None:
+            if packed.values.grad is None:
+                continue
+            if self.deferred and packed.seen is not None:
+                packed.ahead = True
+                torch.autograd.graph.increment_version(layer.weight)
+            else:
                 scatter(layer.weight.detach(), packed.index, packed.values.detach())
-                if packed.seen is not None:
-                    packed.seen = stamp(layer.weight)
+            if packed.seen is not None:
+                packed.seen = stamp(layer.weight)
         self.inside.clear()
 
     def _swap(self, layer: Layer, old: Tensor, new: Tensor) -> None:
@@ -157,6 +165,8 @@ class Compact(Masked):
             written from elsewhere and are not zero.
         """
         packed, weight = self.packed.get(layer.key), layer.weight
+        if packed is not None and packed.seen != stamp(weight):
+            self.write_back(layer)  # raises: somebody wrote over values that were deferred
         if packed is None or packed.values.dtype != weight.dtype or not weight.is_contiguous():
             return None
         if packed.agrees(weight):
@@ -166,6 +176,24 @@ class Compact(Masked):
         zeros = masked or count(weight.detach()) == count(packed.values)
         packed.seen = stamp(weight) if zeros else None
         return packed if zeros else None
+
+    @torch.no_grad()
+    def write_back(self, layer: Layer) -> None:
+        """Give the weight the values that it has not got yet; not a change, so no new version.
+
+        Raises:
+            RuntimeError: If the weight was written from elsewhere meanwhile.
+        """
+        packed = self.packed.get(layer.key)
+        if packed is None or not packed.ahead:
+            return
+        packed.ahead = False
+        if packed.seen != stamp(layer.weight):
+            raise RuntimeError(
+                f"the weight {layer.name!r} was written while its values were deferred: leave "
+                "optimizer.deferred_weights() before you change weights yourself"
+            )
+        scatter(layer.weight.data, packed.index, packed.values.detach())
 
     def is_clean(self, layer: Layer) -> bool:
         """Whether inactive weights are zero; fewer entries are looked at where values are shared.
@@ -178,8 +206,13 @@ class Compact(Masked):
             return known and packed.agrees(layer.weight)
         return super().is_clean(layer)
 
+    def mask_weights(self, layer: Layer) -> None:
+        self.write_back(layer)
+        super().mask_weights(layer)
+
     def reread(self, layer: Layer) -> None:
         """Forget what is known of the weight: it is read again when it is needed."""
+        self.write_back(layer)
         if layer.key in self.packed:
             self.packed[layer.key].seen = None
 
@@ -209,6 +242,10 @@ class Compact(Masked):
         grad = torch.empty_like(values, requires_grad=False)
         self.packed[layer.key] = Packed(index, values, grad)
         layer.index = index if layer.weight.is_contiguous() else None
+
+    def carry_out(self, change: Change, grown_state: str) -> None:
+        self.write_back(change.layer)
+        super().carry_out(change, grown_state)
 
     def _move_state(self, change: Change, grown_state: str) -> None:
         """Carry the state of survivors to their new places; give grown weights a neutral one."""

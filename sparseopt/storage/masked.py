@@ -77,6 +77,9 @@ class Masked:
     def leave(self) -> None:
         """Give the model its tensors back between evaluations of a closure."""
 
+    def write_back(self, layer: Layer) -> None:
+        """The weight is where the values are."""
+
     def reread(self, layer: Layer) -> None:
         """Nothing is known of the weight that could be out of date."""
 

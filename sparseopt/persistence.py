@@ -1,0 +1,136 @@
+"""Copies and checkpoints of a run: what is saved, what is taken up again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checkpoint
+from .algorithms import Algorithm
+from .compute.engine import Engine
+from .evolution import Evolution
+from .gradients import Hooks
+from .layers import Layer, parameters
+
+__all__ = ["Persistence"]
+
+
+class Persistence(Evolution):
+    """Pickling, deepcopy, state dicts, and the hidden step of distributed checkpoints."""
+
+    _engine: Engine | None
+    _given: dict[tuple[int, int], Tensor]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # hooks on parameters are not copied with them: the copy sets its own
+        kept = super().__getstate__()
+        return {name: value for name, value in kept.items() if name not in ("_hooks", "_model")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._hooks = Hooks()
+        self._model = None
+        for layer in self._layers:
+            self._hooks.attach(layer)
+            self._hooks.assume_masked(layer)
+        if self._engine is not None:
+            self._engine.use(self._hooks)
+        self._open_window()
+
+    def _write_back(self) -> None:
+        """Give deferred weights their current values before anything reads or replaces them."""
+        if self._engine is not None:
+            self._engine.write_back()
+
+    def _saved(self) -> dict[str, Any]:
+        self._bind()
+        self._write_back()
+        run = self._run.saved() | {
+            "algo": self._algorithm.name,
+            "sparsity": self._algorithm.sparsity,
+        }
+        plain = self._inner.state_dict()
+        plain["state"] = dict(plain["state"])
+        ids = dict(checkpoint.identifiers(plain["param_groups"]))
+        for layer in self._layers:
+            if ids[layer.key] in plain["state"]:
+                entry = plain["state"][ids[layer.key]]
+                plain["state"][ids[layer.key]] = self._storage.portable(layer, entry)
+        return checkpoint.merge(plain, self._layers, run, self._run.dense)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        self._bind()
+        self._write_back()
+        plain, saved = checkpoint.split(state_dict)
+        checkpoint.check(saved, self._layers, self._algorithm)
+        if self._run.steps:
+            checkpoint.refuse_lost_masks(saved, plain)
+        self._inner.load_state_dict(plain)
+        self._run.probed = False
+        self._take_up(saved)
+
+    @torch.no_grad()
+    def _take_up(self, saved: checkpoint.Saved) -> None:
+        if saved.entries:
+            self._run.restore(saved.run, saved.steps)
+        self._run.dense.clear()
+        self._run.dense.update(saved.dense)
+        for pool in self._pools:
+            for layer in pool.layers:
+                self._take_up_layer(layer, saved.of_layer(layer.key), pool.algorithm)
+        self._hooks.forget()
+        self._open_window()
+
+    def _take_up_layer(self, layer: Layer, entry: dict[str, Tensor], algorithm: Algorithm) -> None:
+        if "mask" not in entry:
+            self._storage.clean(layer)
+            return
+        given = self._given.pop(layer.key, None)
+        if given is not None and torch.equal(layer.weight, masked(given, layer.mask)):
+            # the model's weights were loaded before wrapping masked them by another topology
+            layer.weight.copy_(given)
+        layer.set_mask(entry.pop("mask").to(layer.mask))
+        found = {name: value.to(layer.mask.device).clone() for name, value in entry.items()}
+        fresh = algorithm.extras(layer) | {"ever_active": layer.mask.clone()}
+        layer.extras = fresh | found
+        self._storage.take_up(layer)
+
+    def _is_probe(self) -> bool:
+        """Whether this is the empty step with which torch.distributed.checkpoint makes state.
+
+        If there is no state it sets every learning rate and gradient to zero and steps once.
+        """
+        if len(self._inner.state):
+            return False
+        groups = self._inner.param_groups
+        if any(float(group.get("lr", 1.0)) != 0.0 for group in groups):
+            return False
+        grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        return bool(grads) and not any(bool(grad.any()) for grad in grads)
+
+    def _probe(self) -> None:
+        """Make the state that a distributed checkpoint looks for; not a step, so not counted.
+
+        Weights stay as they are: they may have been loaded already, and their masks not yet.
+        """
+        weights = [weight for _, _, weight in parameters(self._inner.param_groups)]
+        values = [weight.detach().clone() for weight in weights]
+        self._prepare([])
+        self._inner_step(None, [])
+        for weight, value in zip(weights, values, strict=True):
+            weight.copy_(value)
+        checkpoint.announce(self._inner, self._saved())
+        self._run.probed = True
+
+    def _undo_probe(self) -> None:
+        """Forget the state that a probe made, unless a checkpoint was loaded over it."""
+        if self._run.probed:
+            self._run.probed = False
+            self._inner.state.clear()
+            self._inner.param_groups[0].pop(checkpoint.RUN, None)
+
+
+def masked(weight: Tensor, mask: Tensor) -> Tensor:
+    return weight.masked_fill(~mask, 0.0)
