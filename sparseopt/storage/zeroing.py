@@ -48,19 +48,21 @@ def zero_inactive(values: Tensor, mask: Tensor) -> Tensor:
     return values
 
 
-SENTINELS = 8192  # per layer; a layer with fewer entries is looked at entirely
+WHOLE = 1 << 16  # a layer with no more entries is looked at entirely
+SENTINELS = 1 << 13  # entries of a larger one that are looked at in a turn
 
 
 def zero_at_sentinels(values: Tensor, layer: Layer, turn: int) -> bool:
     """Whether a sample of the inactive entries is zero, in a fraction of a millisecond.
 
     Guards against writes that autograd does not count (``weight.data.copy_(average)``). Every turn
-    looks at other entries, evenly spread: all of them in ``numel / SENTINELS`` turns. False too
-    where ``values`` has another layout than the weight.
+    looks at other entries of a large layer, evenly spread: all of them in ``numel / SENTINELS``
+    turns. False too where ``values`` has another layout than the weight.
     """
     if values.stride() != layer.weight.stride() or values.is_sparse:
         return False
-    stride = max(1, layer.numel // SENTINELS) | 1  # odd: falls into all columns
+    # odd: falls into all columns
+    stride = 1 if layer.numel <= WHOLE else (layer.numel // SENTINELS) | 1
     sample = slice(turn % stride, None, stride)
     seen, active = flat(values, layer.weight)[sample], flat(layer.mask, layer.weight)[sample]
     return not bool(seen.ne(0).logical_and_(active.logical_not()).any())
