@@ -44,6 +44,8 @@ class Evolution(Progress):
     @torch.no_grad()
     def _update(self, pools: Sequence[Pool]) -> Record:
         run, context = self._run, self._context()
+        for layer in self._layers:
+            self._storage.write_back(layer)
         done: list[Change] | None = None
         if all(pool.is_finite() for pool in pools):
             done = [

@@ -333,7 +333,6 @@ class SparseOptimizer(Persistence):
             ValueError: If ``model`` lacks one of the layers, or it has another shape there.
         """
         self._bind()
-        self._write_back()
         if model is None:
             for layer in self._layers:
                 self._storage.mask_weights(layer)
