@@ -328,6 +328,16 @@ def test_names_of_parameters_and_the_module_tree_do_not_change() -> None:
     assert type(model[0].weight) is nn.Parameter
 
 
+def test_outputs_that_others_see_are_contiguous() -> None:
+    model = network()
+    wrapped = wrap(model, distribution="uniform")
+    seen = []
+    for module in model:
+        module.register_forward_hook(lambda m, given, output: seen.append(output.is_contiguous()))
+    model(torch.ones(5, 20)).view(-1)
+    assert seen == [True] * 5 and wrapped.steps == 0
+
+
 # --- copies ---------------------------------------------------------------------------------------
 
 
@@ -789,3 +799,13 @@ def test_backward_refuses_deferred_weights_that_were_stepped_since_forward() -> 
     train(sparse, other, 1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         value.backward()
+
+
+def test_copies_made_with_current_weights_within_a_block_are_ordinary() -> None:
+    _, _, sparse, other = deferred_run()
+    expected = {name: value.clone() for name, value in sparse.state_dict().items()}
+    for duplicate in (copy.deepcopy, by_pickle):
+        model = duplicate(sparse)
+        train(sparse, other, 1)
+        assert all(torch.equal(expected[n], value) for n, value in model.state_dict().items())
+        expected = {name: value.clone() for name, value in sparse.state_dict().items()}

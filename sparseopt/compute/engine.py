@@ -13,7 +13,7 @@ from ..gradients import Hooks
 from ..layers import Layer, wrapped
 from ..storage.compact import Compact
 from .choice import Choose, chooser, pays
-from .linear import Forward, Watcher, followed_by_linear
+from .linear import Forward, Watcher, following
 from .structure import Structure
 
 __all__ = ["Engine", "check_compute", "deferred_weights", "dense_compute"]
@@ -58,12 +58,14 @@ class Engine(Watcher):
     ) -> None:
         self.compute = compute
         self.choose = chooser(compute)
+        after = following(model)  # by id, which a copy of the modules would not have
         self.linears = [
-            m for m in wrapped(model).modules() if isinstance(m, nn.Linear) and is_plain(m)
+            (module, after.get(id(module)))
+            for module in wrapped(model).modules()
+            if isinstance(module, nn.Linear) and is_plain(module)
         ]
-        self.inner = followed_by_linear(model)
         self.storage = storage
-        self.pairs: list[tuple[nn.Linear, Layer]] = []
+        self.pairs: list[tuple[nn.Linear, nn.Linear | None, Layer]] = []
         self.structures: dict[tuple[int, int], Structure] = {}
         self.on = True
         self.use(hooks)
@@ -77,33 +79,30 @@ class Engine(Watcher):
     def take(self, layers: Sequence[Layer]) -> None:
         """Let the modules of these layers compute sparsely from now on."""
         for layer in layers:
-            found = [m for m in self.linears if m.weight is layer.weight]
-            self.pairs += [(module, layer) for module in found]
-            for module in found:
-                self.attach(module, layer)
-
-    def attach(self, module: nn.Linear, layer: Layer) -> None:
-        stay = any(module is one for one in self.inner)
-        module.forward = Forward(module, self, layer, stay)  # type: ignore[method-assign]
+            self.pairs += [
+                (m, after, layer) for m, after in self.linears if m.weight is layer.weight
+            ]
+        if self.on:
+            self.resume()
 
     def resume(self) -> None:
         """All modules compute sparsely (again)."""
         self.on = True
-        for module, layer in self.pairs:
-            self.attach(module, layer)
+        for module, after, layer in self.pairs:
+            module.forward = Forward(module, self, layer, after)  # type: ignore[method-assign]
 
     def stop(self) -> None:
         """All modules are as they were before."""
         self.on = False
         self.write_back()
-        for module, _ in self.pairs:
+        for module, _, _ in self.pairs:
             own = module.__dict__.get("forward")
             if isinstance(own, Forward) and own.engine() is self:
                 del module.__dict__["forward"]
 
     def write_back(self) -> None:
         """Give all weights their current values."""
-        for _, layer in self.pairs:
+        for _, _, layer in self.pairs:
             self.storage.write_back(layer)
 
     def wants_dense(self) -> bool:
@@ -144,6 +143,21 @@ def is_original(forward: Any, module: nn.Module) -> bool:
     return getattr(forward, "__func__", None) is type(module).forward
 
 
+class Refresh:
+    """A hook that makes weights current; in a copy of its module it does nothing."""
+
+    def __init__(self, engine: Engine | None = None) -> None:
+        self.engine = None if engine is None else weakref.ref(engine)
+
+    def __call__(self, *given: Any) -> None:
+        engine = None if self.engine is None else self.engine()
+        if engine is not None:
+            engine.write_back()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Refresh, ()
+
+
 class deferred_weights:  # noqa: N801 - reads as the method that returns it
     """While it lasts, dense weights are not written after every step."""
 
@@ -155,8 +169,8 @@ class deferred_weights:  # noqa: N801 - reads as the method that returns it
             self.before = self.engine.storage.deferred
             self.engine.storage.deferred = True
             self.handles = [
-                module.register_state_dict_pre_hook(lambda *_: self.engine.write_back())
-                for module, _ in self.engine.pairs
+                module.register_state_dict_pre_hook(Refresh(self.engine))
+                for module, _, _ in self.engine.pairs
             ]
 
     def __exit__(self, *error: Any) -> None:

@@ -95,8 +95,10 @@ class Forward:
     belongs to no optimizer, so that nobody would tell it of new topologies.
     """
 
-    def __init__(self, module: nn.Linear, engine: Engine, layer: Layer, stay: bool) -> None:
-        self.stay = stay
+    def __init__(
+        self, module: nn.Linear, engine: Engine, layer: Layer, after: nn.Linear | None
+    ) -> None:
+        self.after = None if after is None else weakref.ref(after)
         self.module = weakref.ref(module)
         self.engine = weakref.ref(engine)
         self.layer = layer
@@ -112,8 +114,14 @@ class Forward:
         if structure is None:
             engine.storage.write_back(self.layer)
             return nn.Linear.forward(module, input)
-        stay = self.stay and not module._forward_hooks
+        stay = self._goes_to_sparse() and not module._forward_hooks
         return Product.apply(input, module.weight, module.bias, structure, engine, stay)
+
+    def _goes_to_sparse(self) -> bool:
+        """Whether a sparse product reads the output next, feature-major as it is made."""
+        after = None if self.after is None else self.after()
+        forward = None if after is None else after.__dict__.get("forward")
+        return isinstance(forward, Forward) and forward.layer.density <= SPARSE
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[Tensor], Tensor]:
         module = self.module()
@@ -144,20 +152,23 @@ def suits(module: nn.Linear, values: Any) -> bool:
     )
 
 
-def followed_by_linear(model: nn.Module) -> list[nn.Linear]:
-    """Linear modules whose output goes, entry by entry, to another: nobody sees its memory order.
+def following(model: nn.Module) -> dict[int, nn.Linear]:
+    """The Linear module to which another's output goes, entry by entry, by that one's ``id``.
+
+    There, nobody sees the memory order of the output.
 
     Elsewhere the output is contiguous, as torch makes it: user code may call ``view`` on it.
     """
-    found = []
+    found: dict[int, nn.Linear] = {}
     for block in model.modules():
         if type(block) is nn.Sequential:
             steps = [one for one in block if not isinstance(one, ENTRYWISE)]
             pairs = zip(steps, steps[1:], strict=False)
-            found += [a for a, b in pairs if type(a) is nn.Linear and type(b) is nn.Linear]
+            found |= {id(a): b for a, b in pairs if type(a) is nn.Linear and type(b) is nn.Linear}
     return found
 
 
+SPARSE = 0.3  # density up to which the next layer is taken to compute sparsely
 ENTRYWISE = (
     nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh,
     nn.Sigmoid, nn.Hardtanh, nn.Hardswish, nn.Softplus, nn.Identity,
