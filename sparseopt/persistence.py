@@ -87,15 +87,19 @@ class Persistence(Evolution):
         if "mask" not in entry:
             self._storage.clean(layer)
             return
-        given = self._given.pop(layer.key, None)
+        mask = entry.pop("mask").to(layer.mask)
+        # Accelerate loads our own state dict when it wraps us: the weights may be those of a
+        # checkpoint by then, whose masks are still to come
+        moved = not torch.equal(mask, layer.mask)
+        given = self._given.pop(layer.key, None) if moved else None
         if given is not None and torch.equal(layer.weight, masked(given, layer.mask)):
             # the model's weights were loaded before wrapping masked them by another topology
             layer.weight.copy_(given)
-        layer.set_mask(entry.pop("mask").to(layer.mask))
+        layer.set_mask(mask)
         found = {name: value.to(layer.mask.device).clone() for name, value in entry.items()}
         fresh = algorithm.extras(layer) | {"ever_active": layer.mask.clone()}
         layer.extras = fresh | found
-        self._storage.take_up(layer)
+        self._storage.take_up(layer, moved)
 
     def _is_probe(self) -> bool:
         """Whether this is the empty step with which torch.distributed.checkpoint makes state.

@@ -218,13 +218,11 @@ class Compact(Masked):
 
     # --- a new topology ---------------------------------------------------------------------------
 
-    def take_up(self, layer: Layer) -> None:
-        self.clean(layer)
-
     @torch.no_grad()
-    def clean(self, layer: Layer) -> None:
+    def take_up(self, layer: Layer, moved: bool) -> None:
         """Pack the layer under its present mask, and dense state that came from elsewhere."""
-        self.mask_weights(layer)
+        if moved:
+            self.mask_weights(layer)
         self._repack(layer, positions(flat(layer.mask, layer.weight)))
         packed = self.packed.get(layer.key)
         if packed is None:
@@ -233,6 +231,9 @@ class Compact(Masked):
         dense = list(self.table.elementwise(layer.weight, self.group(layer), shape))
         for key, value, _ in dense:
             self.inner.state[layer.weight][key] = at(flat(value, layer.weight), packed)
+
+    def clean(self, layer: Layer) -> None:
+        self.take_up(layer, moved=True)
 
     def _repack(self, layer: Layer, index: Tensor) -> None:
         if layer.dense:

@@ -106,9 +106,10 @@ class Masked:
             zero_inactive(layer.weight, layer.mask)
         self.note_clean(layer)
 
-    def take_up(self, layer: Layer) -> None:
-        """Follow a mask that was loaded together with the state that belongs to it."""
-        self.mask_weights(layer)
+    def take_up(self, layer: Layer, moved: bool) -> None:
+        """Follow state that was loaded, with the mask; weights are looked at if the mask moved."""
+        if moved:
+            self.mask_weights(layer)
 
     @torch.no_grad()
     def clean(self, layer: Layer) -> None:
