@@ -88,9 +88,9 @@ class Persistence(Evolution):
             self._storage.clean(layer)
             return
         mask = entry.pop("mask").to(layer.mask)
-        # Accelerate loads our own state dict when it wraps us: the weights may be those of a
-        # checkpoint by then, whose masks are still to come
-        moved = not torch.equal(mask, layer.mask)
+        # Accelerate loads our own state dict when it wraps us, before the first step: the weights
+        # may be those of a checkpoint by then, whose masks are still to come
+        moved = self._run.steps > 0 or not torch.equal(mask, layer.mask)
         given = self._given.pop(layer.key, None) if moved else None
         if given is not None and torch.equal(layer.weight, masked(given, layer.mask)):
             # the model's weights were loaded before wrapping masked them by another topology
