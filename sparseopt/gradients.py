@@ -211,13 +211,22 @@ def dense_gradient(layer: Layer, hooks: Hooks) -> Tensor | None:
     window = hooks.windows.get(id(layer))
     if window is None:  # set by hand (torch.func, autograd.grad): nothing has masked it yet
         return grad.detach().clone()
-    before = window.dense.masked_fill(~layer.mask, 0.0).norm()
-    after = grad.detach().masked_fill(~layer.mask, 0.0).norm()
+    then, now = active_part(layer, window.dense), active_part(layer, grad.detach())
+    if torch.equal(then, now):
+        return window.dense
+    before, after = then.norm(), now.norm()
     factor = torch.where(before > 0, after / before, torch.ones_like(before))
     dense = window.dense * factor
     if not hooks.warned and in_a_process_group():
         hooks.warned = was_rewritten(layer, grad, dense)
     return torch.where(layer.mask, grad, dense)
+
+
+def active_part(layer: Layer, values: Tensor) -> Tensor:
+    """The active entries, alone where the storage knows their positions, or among zeros."""
+    if layer.index is not None:
+        return values.reshape(-1).index_select(0, layer.index)
+    return zero_inactive(values.clone(), layer.mask)
 
 
 def in_a_process_group() -> bool:

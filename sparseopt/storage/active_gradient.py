@@ -92,7 +92,7 @@ class ActiveGradient(Tensor):
     def untyped_storage(self) -> Any:
         return self.to_plain().untyped_storage()
 
-    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
         return repr(self.to_plain())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
