@@ -12,6 +12,7 @@ from .layers import parameters
 from .pools import Pool
 from .progress import Progress
 from .scores import Context
+from .storage.state import state_of
 from .update import Change
 
 __all__ = ["Evolution"]
@@ -82,7 +83,7 @@ class Evolution(Progress):
         """Forget all optimizer state if the network has just become dense again."""
         denser = any(change.grown for change in changes)
         if self._algorithm.reset_state and denser and all(layer.dense for layer in self._layers):
-            self._inner.state.clear()
+            state_of(self._inner).clear()
 
     def _carry_out(self, change: Change) -> None:
         self._storage.carry_out(change, self._algorithm.grown_state)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .positions import count
 
-__all__ = ["Layer", "Pattern", "Selection", "counterparts", "wrapped"]
+__all__ = ["Layer", "Pattern", "Selection", "counterparts", "refuse_unsupported", "wrapped"]
 
 logger = logging.getLogger("sparseopt")
 
@@ -290,6 +290,8 @@ class Selection:
         found = []
         for key, group, weight in parameters(groups, first):
             name = self.name(group, key)
+            if group.get("sparsity") != 0:
+                refuse_flattened(name, weight)
             if group.get("sparsity") != 0 and self.takes(name, weight):
                 refuse_unsupported(name, weight)
                 found.append(Layer(name, weight, key))
@@ -348,18 +350,28 @@ def counterparts(
     return [(layer, named[layer.name]) for layer in layers]
 
 
-def refuse_unsupported(name: str, weight: Tensor) -> None:
-    """Raise TypeError for parameters whose entries are not the weights of one layer."""
-    kind = type(weight).__name__
-    if kind == "FlatParameter":
+def refuse_flattened(name: str, weight: Tensor) -> None:
+    """Raise TypeError for parameters that have lost their shape, and with it their layer."""
+    if type(weight).__name__ == "FlatParameter" or hasattr(weight, "_fsdp_flattened"):
         raise TypeError(
-            f"parameter {name!r} is a flat parameter of FSDP1, which mixes layers: use FSDP2 "
-            "(torch.distributed.fsdp.fully_shard)"
+            f"parameter {name!r} is a flat parameter of FSDP1, which mixes layers: use "
+            "DistributedDataParallel"
         )
     if hasattr(weight, "ds_id"):
         raise TypeError(
-            f"parameter {name!r} is partitioned by DeepSpeed ZeRO-3: use ZeRO stage 1 or 2, "
-            "or FSDP2"
+            f"parameter {name!r} is partitioned by DeepSpeed ZeRO-3: use ZeRO stage 1 or 2, or "
+            "DistributedDataParallel"
+        )
+
+
+def refuse_unsupported(name: str, weight: Tensor) -> None:
+    """Raise TypeError for parameters that cannot be masked entry by entry in one process."""
+    refuse_flattened(name, weight)
+    if any(kind.__name__ == "DTensor" for kind in type(weight).__mro__):
+        raise TypeError(
+            f"parameter {name!r} is a DTensor, sharded by FSDP2 (fully_shard) or tensor "
+            "parallelism: topologies of shards are not supported; use DistributedDataParallel, or "
+            "exclude the parameter"
         )
     if weight.is_quantized or weight.layout != torch.strided:
         raise TypeError(

@@ -19,7 +19,7 @@ from .compute.engine import Engine, check_compute, deferred_weights, dense_compu
 from .distributions import check_sparsity
 from .gradients import Hooks, refuse_gradients
 from .history import Record, Run
-from .layers import Layer, Pattern, Selection, counterparts, wrapped
+from .layers import Layer, Pattern, Selection, counterparts, refuse_unsupported, wrapped
 from .persistence import Persistence
 from .pools import Pool, check_length, check_names
 from .progress import check_whole
@@ -310,6 +310,7 @@ class SparseOptimizer(Persistence):
                     }
 
     def _rebind(self, layer: Layer, weight: Tensor) -> None:
+        refuse_unsupported(layer.name, weight)
         if tuple(weight.shape) != layer.shape:
             raise RuntimeError(
                 f"the parameter {layer.name!r} of shape {layer.shape} was replaced by one of shape "

@@ -129,6 +129,12 @@ def check_inner(optimizer: Any) -> None:
             f"optimizer={optimizer!r} must be a torch.optim.Optimizer, already built: "
             "SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), ...)"
         )
+    if type(optimizer).__name__ == "PostLocalSGDOptimizer":
+        raise TypeError(
+            "PostLocalSGDOptimizer lets the weights of the processes drift apart between its "
+            "averages, and their topologies with them: use the optimizer inside it, and "
+            "DistributedDataParallel without it"
+        )
     inner: Any = optimizer
     while inner is not None:
         if isinstance(inner, Wrapper):

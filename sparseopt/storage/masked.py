@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from ..bias_correction import BORN, BiasCorrection, Moments, mark_grown
 from ..layers import Layer
 from ..update import Change
-from .state import StateTable, keeps_zeros, mean_of
+from .state import StateTable, keeps_zeros, mean_of, state_of
 from .zeroing import zero_at_sentinels, zero_inactive
 
 __all__ = ["Masked"]
@@ -69,7 +69,7 @@ class Masked:
         self, layer: Layer, weight: Tensor, grad: Tensor, pick: Callable[[Tensor], Tensor]
     ) -> None:
         """Give weights grown late a bias correction of their own, if the recipe asks for it."""
-        state = self.inner.state.get(weight, {})
+        state = state_of(self.inner).get(weight, {})
         if BORN in layer.extras and "exp_avg" in state:
             moments = Moments(state, weight, grad, pick(layer.extras[BORN]))
             self.correction.stretch(moments, self.group(layer))
@@ -132,7 +132,7 @@ class Masked:
             zero_inactive(layer.weight.grad, layer.mask)
         self.note_clean(layer)
         if grown_state == "per_element_step":
-            clock = self.inner.state.get(layer.weight, {}).get("step", 0)
+            clock = state_of(self.inner).get(layer.weight, {}).get("step", 0)
             mark_grown(layer, change.fresh, float(clock))
 
     def _move_state(self, change: Change, grown_state: str) -> None:

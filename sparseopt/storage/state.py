@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["ELEMENTWISE", "NEUTRAL", "StateTable"]
+__all__ = ["ELEMENTWISE", "NEUTRAL", "StateTable", "state_of"]
 
 NEUTRAL: dict[str, float | str] = {
     # key of element-wise optimizer state -> the value of an entry that has seen no gradient:
@@ -76,6 +76,16 @@ def keeps_zeros(inner: Optimizer) -> bool:
     return is_elementwise(inner) and all(group.get("eps", 1.0) > 0 for group in inner.param_groups)
 
 
+def state_of(inner: Optimizer) -> Any:
+    """Where the optimizer keeps its state: ZeroRedundancyOptimizer's is one optimizer further in.
+
+    There each process has the state of its own share of the parameters alone.
+    """
+    optimizer: Any = inner
+    nested = type(inner).__name__ == "ZeroRedundancyOptimizer"
+    return optimizer.optim.state if nested else optimizer.state
+
+
 class StateTable:
     """Looks up element-wise state; warns once for each key that it does not know."""
 
@@ -88,7 +98,7 @@ class StateTable:
     ) -> Iterator[tuple[str, Tensor, float]]:
         """State tensors of this shape with one value per weight: key, tensor, neutral value."""
         mixed = MIXED.get(type(self.inner).__name__, set())
-        for key, value in self.inner.state.get(weight, {}).items():
+        for key, value in state_of(self.inner).get(weight, {}).items():
             if not torch.is_tensor(value) or (value.numel() <= 1 and shape.numel() > 1):
                 continue
             if key in NEUTRAL and key not in mixed and value.shape == shape:
