@@ -118,3 +118,13 @@ def test_an_example_says_how_to_run_it_and_marks_its_new_line(name):
     text = (FOLDER / f"{name}.py").read_text()
     assert f"examples/integrations/{name}.py" in text.split('"""')[1]
     assert "only new line" in text and len(text.splitlines()) < 100
+
+
+def test_the_page_names_examples_and_tests_that_exist(root):
+    page = (root / "docs" / "stacks.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|")][2:]
+    for row in rows:
+        *_, example, tests, _ = (cell.strip() for cell in row.split("|"))
+        assert (root / "tests" / tests.strip("`")).exists(), row
+        assert not example or example.strip("`").removesuffix(".py") in NAMES, row
+    assert all(f"`{name}.py`" in page for name in NAMES)
