@@ -336,7 +336,7 @@ def _floor(value: float) -> int:
 
 
 def _budget(density: float, sizes: Sequence[int]) -> int:
-    return min(sum(sizes), math.floor(density * sum(sizes) + 0.5))
+    return min(sum(sizes), _floor(density * sum(sizes) + 0.5))
 
 
 def _limits(

@@ -265,7 +265,8 @@ def counts(
 
 def budget(layers: Sequence[Layer], density: float) -> int:
     """Active weights of all layers together at a density, at least one each."""
-    return max(len(layers), math.floor(density * size(layers) + 0.5))
+    # 1e-9: (1 - 0.9) * 15 must not fall short of 1.5 by the last digit
+    return max(len(layers), math.floor(density * size(layers) + 0.5 + 1e-9))
 
 
 def size(layers: Sequence[Layer]) -> int:

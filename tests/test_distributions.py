@@ -3,6 +3,7 @@
 import functools
 import math
 import warnings
+from fractions import Fraction
 
 import pytest
 from hypothesis import assume, given
@@ -236,9 +237,9 @@ def test_float_noise_does_not_lose_a_weight():
 
 
 @given(st.integers(1, 400), st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98]))
-def test_the_budget_is_the_formula_to_the_letter(size, sparsity):
-    """Also at ties: (1 - 0.9) * 15 is just below 1.5 in floating point, and so it counts."""
-    budget = math.floor((1 - sparsity) * size + 0.5)
+def test_the_budget_rounds_halves_up_as_the_decimals_say(size, sparsity):
+    """A tenth of 15 weights is 1.5, so 2: in floating point (1 - 0.9) * 15 is just below it."""
+    budget = math.floor((1 - Fraction(str(sparsity))) * size + Fraction(1, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert sum(uniform([(size, 1)], sparsity)) == max(1, budget)
