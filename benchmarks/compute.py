@@ -161,14 +161,16 @@ def table(rows: list[dict[str, Any]], optimizer: str) -> str:
         "fused": "dense, fused optimizer", "sparselab": "sparselab, static",
     }  # fmt: skip
     lines = [
-        "| batch | sparsity | dense step, ms | " + " | ".join(titles[n] for n in names) + " |",
-        "|-" * (3 + len(names)) + "|",
+        "| batch | sparsity | dense step, ms | update, ms | "
+        + " | ".join(titles[n] for n in names)
+        + " |",
+        "|-" * (4 + len(names)) + "|",
     ]
     for one in rows:
         if one["optimizer"] == optimizer:
             ratios = " | ".join(f"{one['speedup'][name]['ratio']:.2f}×" for name in names)
-            dense_ms = one["milliseconds"]["dense"]
-            lines.append(f"| {one['batch']} | {one['sparsity']} | {dense_ms:.1f} | {ratios} |")
+            spent = f"{one['milliseconds']['dense']:.1f} | {one['update_milliseconds']:.0f}"
+            lines.append(f"| {one['batch']} | {one['sparsity']} | {spent} | {ratios} |")
     return "\n".join(lines)
 
 

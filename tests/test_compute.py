@@ -809,3 +809,12 @@ def test_copies_made_with_current_weights_within_a_block_are_ordinary() -> None:
         train(sparse, other, 1)
         assert all(torch.equal(expected[n], value) for n, value in model.state_dict().items())
         expected = {name: value.clone() for name, value in sparse.state_dict().items()}
+
+
+def test_the_rest_of_the_model_can_be_compiled() -> None:
+    (dense, one), (sparse, other) = pair()
+    train(dense, one, 9)
+    torch._dynamo.reset()
+    compiled = torch.compile(sparse, backend="eager")
+    train(compiled, other, 9)
+    assert_same(dense, sparse)
