@@ -818,3 +818,28 @@ def test_the_rest_of_the_model_can_be_compiled() -> None:
     compiled = torch.compile(sparse, backend="eager")
     train(compiled, other, 9)
     assert_same(dense, sparse)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_traces_and_exported_programs_are_those_of_the_dense_model() -> None:
+    model = network()
+    optimizer = wrap(model)
+    train(model, optimizer, 3)
+    values = torch.linspace(-1, 1, 60).view(3, 20)
+    traced = torch.jit.trace(model, values)
+    program = torch.export.export(model, (values,)).module()
+    train(model, optimizer, 3)
+    torch.testing.assert_close(traced(values), model(values), **EXACT)  # shares its weights
+    torch.testing.assert_close(program(values), model(values), **EXACT)
+
+
+def test_operations_are_counted_as_in_the_dense_model() -> None:
+    pytest.importorskip("fvcore")
+    from sparseopt import flops
+
+    model = network()
+    optimizer = wrap(model)
+    assert (
+        flops.count(model, torch.ones(1, 20)).macs == flops.count(network(), torch.ones(1, 20)).macs
+    )
+    assert optimizer.steps == 0

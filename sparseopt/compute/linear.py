@@ -140,6 +140,7 @@ def suits(module: nn.Linear, values: Any) -> bool:
     weight, bias = module.weight, module.bias
     return (
         type(values) is Tensor
+        and not torch.jit.is_tracing()
         and values.dtype == weight.dtype
         and values.dtype in (torch.float32, torch.float64)
         and values.device.type == weight.device.type == "cpu"
