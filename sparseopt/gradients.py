@@ -16,14 +16,17 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import FrameType
 
 import torch
 from torch import Tensor
 from torch.autograd import Variable
 from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import _engine_run_backward
 from torch.utils.hooks import RemovableHandle
 
 from .layers import Layer
+from .shards import is_sharded, version, whole
 from .storage.active_gradient import holds_active_only
 from .storage.zeroing import zero_at_sentinels, zero_inactive
 
@@ -42,6 +45,19 @@ class Window:
     grad: weakref.ref[Tensor]
     version: int
 
+    def added_to(self, grad: Tensor) -> bool:
+        """Whether this gradient is the one known, with one micro-batch added.
+
+        Shards of one FSDP2 group share their count of writes: it says too much there.
+        """
+        writes = version(grad) - self.version
+        return self.grad() is grad and (writes > 0 if is_sharded(grad) else writes == 1)
+
+    def is_of(self, grad: Tensor, added: bool) -> bool:
+        """Whether this gradient is the one known, with nothing added."""
+        same = not added if is_sharded(grad) else version(grad) == self.version
+        return self.grad() is grad and same
+
 
 class Hooks:
     """Masks gradients as they are accumulated; keeps the dense ones while ``collecting``.
@@ -55,6 +71,7 @@ class Hooks:
         self.masked: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self.handles: dict[int, RemovableHandle] = {}
         self.layers: dict[int, weakref.ref[Layer]] = {}
+        self.added: set[int] = set()  # layers whose gradients this backward pass added to
         self.backward = -1  # the backward pass at whose end the dense gradients are collected
         self.warned = False
         self.turn = 0
@@ -79,6 +96,7 @@ class Hooks:
         """Drop what was collected: the gradients were used or zeroed."""
         self.windows.clear()
         self.masked.clear()
+        self.added.clear()
         self.turn += 1
 
     @torch.no_grad()
@@ -92,9 +110,10 @@ class Hooks:
             self.mask(layer)
             return
         last = self.windows.get(id(layer))
-        if last is not None and last.grad() is grad and grad._version == last.version + 1:
+        if last is not None and last.added_to(grad):
             # inactive entries were zeroed after the last micro-batch: they hold this one alone
             grad.add_(last.dense.masked_fill(layer.mask, 0.0))
+        self.added.add(id(layer))
         self._collect_at_the_end()
 
     def _collect_at_the_end(self) -> None:
@@ -117,13 +136,15 @@ class Hooks:
 
     def _collect_one(self, layer: Layer, grad: Tensor) -> None:
         last = self.windows.get(id(layer))
-        if last is not None and last.grad() is grad and last.version == grad._version:
+        added = id(layer) in self.added
+        self.added.discard(id(layer))
+        if last is not None and last.is_of(grad, added):
             return  # nothing was added in this backward pass
         refuse_gradients([layer])
         dense = grad.detach().clone()
         self.mask(layer)
         grad = layer.weight.grad if layer.weight.grad is not None else grad
-        self.windows[id(layer)] = Window(dense, weakref.ref(grad), grad._version)
+        self.windows[id(layer)] = Window(dense, weakref.ref(grad), version(grad))
 
     def lost(self, layer: Layer) -> bool:
         """Whether the present gradient was masked without its dense values being kept."""
@@ -135,7 +156,7 @@ class Hooks:
         """For a copy made between backward and step: its gradients were masked in the original."""
         grad = layer.weight.grad
         if grad is not None:
-            self.masked[id(layer)] = (weakref.ref(grad), grad._version)
+            self.masked[id(layer)] = (weakref.ref(grad), version(grad))
 
     def mask(self, layer: Layer) -> None:
         """Zero the inactive entries of the gradient, unless that is what was done to it last."""
@@ -143,14 +164,14 @@ class Hooks:
         if grad is None or layer.dense:
             return  # a dense layer's gradient is the dense gradient
         last = self.masked.get(id(layer))
-        seen = last is not None and last[0]() is grad and last[1] == grad._version
+        seen = last is not None and last[0]() is grad and last[1] == version(grad)
         if holds_active_only(grad):  # from sparse compute: there is nothing else in it
-            self.masked[id(layer)] = (weakref.ref(grad), grad._version)
+            self.masked[id(layer)] = (weakref.ref(grad), version(grad))
             return
         if seen and zero_at_sentinels(grad.detach(), layer, self.turn):
             return
         grad = layer.weight.grad = mask_gradient(layer, grad)
-        self.masked[id(layer)] = (weakref.ref(grad), grad._version)
+        self.masked[id(layer)] = (weakref.ref(grad), version(grad))
 
 
 def _hook(hooks: weakref.ref[Hooks], layer: weakref.ref[Layer]) -> Callable[[Tensor], None]:
@@ -174,10 +195,14 @@ def in_a_nested_backward() -> bool:
 
     Its end is not the end of the outer one, in which DDP may still be averaging.
     """
-    frame = sys._getframe()
-    while frame is not None and frame.f_code is not BackwardCFunction.apply.__code__:
-        frame = frame.f_back  # type: ignore[assignment]
-    return frame is not None
+    frame: FrameType | None = sys._getframe()
+    started = False
+    while frame is not None:
+        if frame.f_code is BackwardCFunction.apply.__code__ and started:
+            return True
+        started = started or frame.f_code is _engine_run_backward.__code__
+        frame = frame.f_back
+    return False
 
 
 def mask_gradient(layer: Layer, grad: Tensor) -> Tensor:
@@ -212,12 +237,12 @@ def dense_gradient(layer: Layer, hooks: Hooks) -> Tensor | None:
     if window is None:  # set by hand (torch.func, autograd.grad): nothing has masked it yet
         return grad.detach().clone()
     then, now = active_part(layer, window.dense), active_part(layer, grad.detach())
-    if torch.equal(then, now):
+    if not is_sharded(grad) and torch.equal(then, now):
         return window.dense
-    before, after = then.norm(), now.norm()
+    before, after = whole(then.norm()), whole(now.norm())
     factor = torch.where(before > 0, after / before, torch.ones_like(before))
     dense = window.dense * factor
-    if not hooks.warned and in_a_process_group():
+    if not (hooks.warned or is_sharded(grad)) and in_a_process_group():
         hooks.warned = was_rewritten(layer, grad, dense)
     return torch.where(layer.mask, grad, dense)
 

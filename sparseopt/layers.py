@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .positions import count
+from .shards import refuse_placement, shard_like
 
 __all__ = ["Layer", "Pattern", "Selection", "counterparts", "refuse_unsupported", "wrapped"]
 
@@ -79,7 +80,7 @@ class Layer:
 
     def set_mask(self, mask: Tensor) -> None:
         """Make ``mask`` the topology, in place: compiled steps and CUDA graphs keep its address."""
-        self.mask.copy_(mask)
+        self.mask.copy_(shard_like(mask, self.mask))
         self.nnz = count(self.mask)
         self.index = None
 
@@ -354,25 +355,20 @@ def refuse_flattened(name: str, weight: Tensor) -> None:
     """Raise TypeError for parameters that have lost their shape, and with it their layer."""
     if type(weight).__name__ == "FlatParameter" or hasattr(weight, "_fsdp_flattened"):
         raise TypeError(
-            f"parameter {name!r} is a flat parameter of FSDP1, which mixes layers: use "
-            "DistributedDataParallel"
+            f"parameter {name!r} is a flat parameter of FSDP1, which mixes layers: use FSDP2 "
+            "(torch.distributed.fsdp.fully_shard)"
         )
     if hasattr(weight, "ds_id"):
         raise TypeError(
             f"parameter {name!r} is partitioned by DeepSpeed ZeRO-3: use ZeRO stage 1 or 2, or "
-            "DistributedDataParallel"
+            "FSDP2"
         )
 
 
 def refuse_unsupported(name: str, weight: Tensor) -> None:
     """Raise TypeError for parameters that cannot be masked entry by entry in one process."""
     refuse_flattened(name, weight)
-    if any(kind.__name__ == "DTensor" for kind in type(weight).__mro__):
-        raise TypeError(
-            f"parameter {name!r} is a DTensor, sharded by FSDP2 (fully_shard) or tensor "
-            "parallelism: topologies of shards are not supported; use DistributedDataParallel, or "
-            "exclude the parameter"
-        )
+    refuse_placement(name, weight)
     if weight.is_quantized or weight.layout != torch.strided:
         raise TypeError(
             f"parameter {name!r} is {weight.layout}{', quantized' if weight.is_quantized else ''}: "

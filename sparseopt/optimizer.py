@@ -23,6 +23,7 @@ from .layers import Layer, Pattern, Selection, counterparts, refuse_unsupported,
 from .persistence import Persistence
 from .pools import Pool, check_length, check_names
 from .progress import check_whole
+from .shards import shard_like
 from .storage import Compact, choose_storage
 from .wrapper import check_inner
 
@@ -318,6 +319,11 @@ class SparseOptimizer(Persistence):
                 "model has been sharded or changed"
             )
         layer.weight = weight
+        layer.mask = shard_like(layer.mask, weight)
+        layer.extras = {
+            name: shard_like(value, weight) if value.ndim else value
+            for name, value in layer.extras.items()
+        }
         self._hooks.attach(layer)
 
     @torch.no_grad()
@@ -341,7 +347,7 @@ class SparseOptimizer(Persistence):
             return
         mine = [weight for group in self.param_groups for weight in group["params"]]
         for layer, weight in counterparts(self.layers, wrapped(model), mine):
-            weight.masked_fill_(~layer.mask.to(weight.device), 0.0)
+            weight.masked_fill_(~shard_like(layer.mask, weight).to(weight.device), 0.0)
 
     def dense_compute(self) -> dense_compute:
         """Multiply by dense weights from now on; in a ``with`` block, until its end.

@@ -13,6 +13,7 @@ from .compute.engine import Engine
 from .evolution import Evolution
 from .gradients import Hooks
 from .layers import Layer, parameters
+from .shards import local, shard_like, whole
 
 __all__ = ["Persistence"]
 
@@ -87,16 +88,16 @@ class Persistence(Evolution):
         if "mask" not in entry:
             self._storage.clean(layer)
             return
-        mask = entry.pop("mask").to(layer.mask)
+        mask = shard_like(entry.pop("mask").to(layer.mask.device).bool(), layer.mask)
         # Accelerate loads our own state dict when it wraps us, before the first step: the weights
         # may be those of a checkpoint by then, whose masks are still to come
-        moved = self._run.steps > 0 or not torch.equal(mask, layer.mask)
+        moved = self._run.steps > 0 or not torch.equal(local(mask), local(layer.mask))
         given = self._given.pop(layer.key, None) if moved else None
-        if given is not None and torch.equal(layer.weight, masked(given, layer.mask)):
+        if given is not None and was_masked(given, layer):
             # the model's weights were loaded before wrapping masked them by another topology
             layer.weight.copy_(given)
         layer.set_mask(mask)
-        found = {name: value.to(layer.mask.device).clone() for name, value in entry.items()}
+        found = {name: placed(value, layer).clone() for name, value in entry.items()}
         fresh = algorithm.extras(layer) | {"ever_active": layer.mask.clone()}
         layer.extras = fresh | found
         self._storage.take_up(layer, moved)
@@ -112,7 +113,7 @@ class Persistence(Evolution):
         if any(float(group.get("lr", 1.0)) != 0.0 for group in groups):
             return False
         grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-        return bool(grads) and not any(bool(grad.any()) for grad in grads)
+        return bool(grads) and not any(bool(whole(grad.ne(0).sum())) for grad in grads)
 
     def _probe(self) -> None:
         """Make the state that a distributed checkpoint looks for; not a step, so not counted.
@@ -136,5 +137,13 @@ class Persistence(Evolution):
             self._inner.param_groups[0].pop(checkpoint.RUN, None)
 
 
-def masked(weight: Tensor, mask: Tensor) -> Tensor:
-    return weight.masked_fill(~mask, 0.0)
+def placed(value: Tensor, layer: Layer) -> Tensor:
+    """On the layer's device, and sharded as it is."""
+    value = value.to(layer.mask.device)
+    return shard_like(value, layer.mask) if value.ndim else value
+
+
+def was_masked(given: Tensor, layer: Layer) -> bool:
+    """Whether the weights are what masking left of those given."""
+    left = local(given).masked_fill(~local(layer.mask), 0.0)
+    return torch.equal(local(layer.weight), left)

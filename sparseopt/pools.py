@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from .algorithms import Algorithm
 from .distributions import counts
 from .layers import Layer
 from .scores import Context
+from .shards import gathered, is_sharded, shard_like, whole
 from .update import Change, plan
 
 __all__ = ["Pool", "check_length", "check_names"]
@@ -34,6 +36,8 @@ class Pool:
         Raises:
             ValueError: If a given topology does not fit the layers or the sparsity.
         """
+        if any(is_sharded(layer.weight) for layer in self.layers):
+            return self.gathered().first_masks(context, total_steps, every)
         if self.algorithm.check is not None:
             self.algorithm.check(self.layers)
         density = self.algorithm.levels(context.step, total_steps, every).density
@@ -88,9 +92,33 @@ class Pool:
 
     def plan(self, context: Context, total_steps: int | None, every: int) -> list[Change]:
         """The changes that one update makes, without making them."""
+        if any(is_sharded(layer.weight) for layer in self.layers):
+            return self._plan_whole(context, total_steps, every)
         levels = self.algorithm.levels(context.step, total_steps, every)
         layers = [layer for layer in self.layers if self._takes_part(layer)]
         return plan(layers, self.algorithm, levels, context) if layers else []
+
+    def gathered(self) -> Pool:
+        """The same with whole layers instead of shards."""
+        return Pool(self.algorithm, [gathered(layer) for layer in self.layers])
+
+    def _plan_whole(self, context: Context, total_steps: int | None, every: int) -> list[Change]:
+        """The changes to shards, decided on whole layers by every process alike."""
+        pool = self.gathered()
+        ours = {layer.key: layer for layer in self.layers}
+        changes = pool.plan(context, total_steps, every)
+        for seen in pool.layers:  # marks that an exchange leaves on a layer
+            kept = ours[seen.key].extras
+            kept |= {name: value for name, value in seen.extras.items() if value.ndim == 0}
+        return [
+            dataclasses.replace(
+                change,
+                layer=ours[change.layer.key],
+                mask=shard_like(change.mask, ours[change.layer.key].mask),
+                fresh=shard_like(change.fresh, ours[change.layer.key].mask),
+            )
+            for change in changes
+        ]
 
     def _takes_part(self, layer: Layer) -> bool:
         """A frozen layer rests; so does one without a gradient, unless its density must move."""
@@ -145,4 +173,6 @@ def check_names(topology: Any, layers: Sequence[Layer]) -> None:
 
 def all_finite(values: Tensor) -> bool:
     """Whether no entry is NaN or infinite: their sum tells, unless it overflows by itself."""
-    return bool(values.sum().isfinite()) or bool(values.sum(dtype=torch.float64).isfinite())
+    if bool(whole(values.sum()).isfinite()):
+        return True
+    return bool(whole(values.sum(dtype=torch.float64)).isfinite())

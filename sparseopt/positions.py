@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .shards import is_sharded, whole
+
 __all__ = ["compress", "count", "merge", "positions"]
 
 
@@ -19,6 +21,8 @@ def count(mask: Tensor) -> int:
     >>> count(torch.tensor([True, False, True]))
     2
     """
+    if is_sharded(mask):
+        return int(whole(mask.sum()))
     if mask.device.type == "cpu":
         return int(np.count_nonzero(mask.detach().numpy()))
     return int(torch.count_nonzero(mask))

@@ -53,23 +53,6 @@ def drifting(rank: int) -> None:
         SparseOptimizer(inner)
 
 
-def sharded(rank: int) -> None:
-    from torch.distributed.fsdp import fully_shard
-
-    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
-    before = SparseOptimizer(SGD(model.parameters(), lr=0.1), model=model)
-    fully_shard(model)
-    inner = SGD(model.parameters(), lr=0.1)
-    for options in ({"model": model}, {}):
-        with pytest.raises(TypeError, match=r"parameter '0.*is a DTensor.*FSDP2.*exclude"):
-            SparseOptimizer(inner, **options)
-    # Accelerate puts the shards in the place of the parameters of an optimizer made before
-    before.inner.param_groups[0]["params"] = list(model.parameters())
-    model(torch.ones(2, 6)).sum().backward()
-    with pytest.raises(TypeError, match=r"parameter '0.weight' is a DTensor"):
-        before.step()
-
-
 def flattened(rank: int) -> None:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -82,7 +65,7 @@ def flattened(rank: int) -> None:
 
 
 def all_work(rank: int) -> dict[str, Any]:
-    work = (redundancy, drifting, sharded, flattened)
+    work = (redundancy, drifting, flattened)
     return {each.__name__: caught(lambda each=each: each(rank)) for each in work}
 
 
@@ -103,7 +86,7 @@ def test_a_zero_redundancy_optimizer_trains_equal_replicas_and_consolidates(rank
     assert_same(alone.masks, one["masks"])
 
 
-@pytest.mark.parametrize("what", ["drifting", "sharded", "flattened"])
+@pytest.mark.parametrize("what", ["drifting", "flattened"])
 def test_what_is_not_supported_is_refused_by_name(what, ranks):
     for of_rank in ranks:
         assert of_rank[what] is None, of_rank[what]

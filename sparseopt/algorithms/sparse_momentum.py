@@ -13,6 +13,7 @@ from torch import Tensor
 from ..layers import Layer
 from ..schedules import Cosine, Schedule, starting_at
 from ..scores import Context, score
+from ..shards import whole
 from ..update import Levels, candidates, count, drop_each, grow_each, lacking
 from .algorithm import Algorithm
 from .registry import Row, algorithm
@@ -82,7 +83,7 @@ class MeanGradient:
         mean = layer.extras.get(AVERAGE)
         if mean is None:
             mean = layer.extras[AVERAGE] = torch.zeros_like(gradient)
-        finite = gradient.isfinite().all()
+        finite = whole(gradient.isfinite().logical_not().sum()) == 0
         mean.lerp_(torch.where(finite, gradient, mean), 1.0 - self.beta)
 
 

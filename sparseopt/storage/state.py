@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..positions import count
+from ..shards import whole
+
 __all__ = ["ELEMENTWISE", "NEUTRAL", "StateTable", "state_of"]
 
 NEUTRAL: dict[str, float | str] = {
@@ -47,33 +50,53 @@ MIXED = {
     "Shampoo": set[str](),
 }
 
-ELEMENTWISE = {
-    # class names of optimizers whose rule treats every entry by itself (or by sums over all
-    # entries, to which inactive ones add nothing): they may work on the active values alone
-    "SGD",
-    "Adam",
-    "AdamW",
-    "RMSprop",
-    "Adagrad",
-    "Adadelta",
-    "Adamax",
-    "NAdam",
-    "RAdam",
-    "ASGD",
-    "Rprop",
-    "Lion",
+ELEMENTWISE: set[Any] = {
+    # optimizers whose rule treats every entry by itself (or by sums over all entries, to which
+    # inactive ones add nothing): they may work on the active values alone
+    "torch.optim.SGD",
+    "torch.optim.Adam",
+    "torch.optim.AdamW",
+    "torch.optim.RMSprop",
+    "torch.optim.Adagrad",
+    "torch.optim.Adadelta",
+    "torch.optim.Adamax",
+    "torch.optim.NAdam",
+    "torch.optim.RAdam",
+    "torch.optim.ASGD",
+    "torch.optim.Rprop",
+    "pytorch_optimizer.Lion",
 }
-"""Optimizers that may be given the active values only; add the class name of yours."""
+"""Optimizers that may be given the active values only; add the class, or the name, of yours."""
+
+MIXING_OPTIONS = ("use_gc", "caution", "cautious")
+"""Options of parameter groups that make an element-wise rule look at the whole tensor."""
 
 
 def is_elementwise(inner: Optimizer) -> bool:
     """Whether the optimizer's rule is known to be element-wise; subclasses are not trusted."""
-    return type(inner).__name__ in ELEMENTWISE
+    kind = type(inner)
+    package = "torch.optim" if of_torch(inner) else kind.__module__.partition(".")[0]
+    known = {kind, kind.__name__, f"{package}.{kind.__name__}"} & ELEMENTWISE
+    mixing = any(group.get(name) for group in inner.param_groups for name in MIXING_OPTIONS)
+    return bool(known) and not mixing
+
+
+def of_torch(inner: Optimizer) -> bool:
+    return type(inner).__module__.startswith("torch.optim.")
 
 
 def keeps_zeros(inner: Optimizer) -> bool:
-    """Whether zero weights with zero gradients provably stay zero (0 / 0 would make NaN)."""
-    return is_elementwise(inner) and all(group.get("eps", 1.0) > 0 for group in inner.param_groups)
+    """Whether zero weights with zero gradients provably stay zero (eps=0 makes 0 / 0)."""
+    positive = all(group.get("eps", 1.0) > 0 for group in inner.param_groups)
+    return is_elementwise(inner) and of_torch(inner) and positive and not runs_more(inner)
+
+
+def runs_more(inner: Optimizer) -> bool:
+    """Whether something of the user's runs inside the step: a hook, or a step put in its place."""
+    patched = inner.__dict__.get("step")
+    by_scheduler = getattr(patched, "_wrapped_by_lr_sched", False)
+    hooks = getattr(inner, "_optimizer_step_post_hooks", None)
+    return bool(hooks) or (patched is not None and not by_scheduler)
 
 
 def state_of(inner: Optimizer) -> Any:
@@ -125,5 +148,5 @@ class StateTable:
 
 def mean_of(value: Tensor, where: Tensor) -> float:
     """Mean over the entries ``where``; 0 if there are none."""
-    number = int(torch.count_nonzero(where))
-    return float(value.masked_fill(~where, 0.0).sum()) / number if number else 0.0
+    number = count(where)
+    return float(whole(value.masked_fill(~where, 0.0).sum())) / number if number else 0.0

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layer
+from ..shards import is_sharded, local
 
 __all__ = ["flat", "memory_order", "zero_at_sentinels", "zero_inactive"]
 
@@ -35,6 +36,9 @@ def zero_inactive(values: Tensor, mask: Tensor) -> Tensor:
         >>> zero_inactive(torch.tensor([1.0, float("nan"), 3.0]), torch.tensor([True, False, True]))
         tensor([1., 0., 3.])
     """
+    if is_sharded(values):
+        zero_inactive(local(values), local(mask))
+        return values
     whole = INTEGERS.get(values.dtype)
     plain = type(values) in (Tensor, nn.Parameter) and values.device.type == "cpu"
     if whole is None or not plain or torch.compiler.is_compiling():
@@ -59,12 +63,13 @@ def zero_at_sentinels(values: Tensor, layer: Layer, turn: int) -> bool:
     looks at other entries of a large layer, evenly spread: all of them in ``numel / SENTINELS``
     turns. False too where ``values`` has another layout than the weight.
     """
-    if values.stride() != layer.weight.stride() or values.is_sparse:
+    values, weight, mask = local(values), local(layer.weight), local(layer.mask)
+    if values.stride() != weight.stride() or values.is_sparse:
         return False
     # odd: falls into all columns
-    stride = 1 if layer.numel <= WHOLE else (layer.numel // SENTINELS) | 1
+    stride = 1 if weight.numel() <= WHOLE else (weight.numel() // SENTINELS) | 1
     sample = slice(turn % stride, None, stride)
-    seen, active = flat(values, layer.weight)[sample], flat(layer.mask, layer.weight)[sample]
+    seen, active = flat(values, weight)[sample], flat(mask, weight)[sample]
     return not bool(seen.ne(0).logical_and_(active.logical_not()).any())
 
 
