@@ -1,6 +1,7 @@
 """Whole training steps on active values against dense ones, on one CPU thread.
 
     python benchmarks/compute.py                 # about 15 minutes
+    python benchmarks/compute.py --convolutions  # what CSR products would do for these
     python benchmarks/compute.py --rounds 5 --optimizer "SGD momentum" --batch 8 --sparsity 0.9
 
 A step is forward, backward and ``optimizer.step()`` of an MLP 784-1568-1568-1568-10. Dense torch,
@@ -153,6 +154,55 @@ def update_seconds(
     return max(0.0, statistics.median(spent))
 
 
+CONVOLUTIONS = ((256, 64, 28, 1), (256, 256, 14, 1), (512, 256, 7, 1), (256, 256, 14, 3))
+
+
+def convolutions(rounds: int, batch: int = 8) -> list[dict[str, Any]]:
+    """Forward passes of convolutions as CSR products with their unfolded inputs; not offered."""
+    return [
+        convolution(*shape, sparsity, batch, rounds)
+        for shape in CONVOLUTIONS
+        for sparsity in (0.9, 0.95, 0.98)
+    ]
+
+
+def convolution(
+    outputs: int, inputs: int, size: int, kernel: int, sparsity: float, batch: int, rounds: int
+) -> dict[str, Any]:
+    images = torch.randn(batch, inputs, size, size)
+    weight = torch.randn(outputs, inputs, kernel, kernel)
+    weight *= torch.rand(weight.shape) >= sparsity
+    matrix = weight.view(outputs, -1).to_sparse_csr()
+
+    def unfolded() -> torch.Tensor:
+        if kernel == 1:
+            return images.transpose(0, 1).reshape(inputs, -1)
+        columns = F.unfold(images, kernel, padding=kernel // 2).transpose(0, 1)
+        return columns.reshape(inputs * kernel**2, -1)
+
+    def product() -> torch.Tensor:
+        made = torch.mm(matrix, unfolded()).view(outputs, batch, size, size)
+        return made.transpose(0, 1).contiguous()
+
+    seconds: dict[str, list[float]] = {"dense": [], "sparse": []}
+    for _ in range(rounds + 2):
+        for name, run in (
+            ("dense", lambda: F.conv2d(images, weight, padding=kernel // 2)),
+            ("sparse", product),
+        ):
+            begin = time.process_time()
+            run()
+            seconds[name].append(time.process_time() - begin)
+    found = {
+        "convolution": [outputs, inputs, size, kernel],
+        "sparsity": sparsity,
+        "batch": batch,
+        "speedup": ratio(seconds["dense"][2:], seconds["sparse"][2:]),
+    }
+    print(found, flush=True)
+    return found
+
+
 def table(rows: list[dict[str, Any]], optimizer: str) -> str:
     """Speed-ups of one optimizer as Markdown."""
     names = [n for n in ("sparse", "deferred", "fused", "sparselab") if n in rows[0]["speedup"]]
@@ -198,10 +248,15 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, nargs="*", default=[0.8, 0.9, 0.95, 0.97, 0.99])
     parser.add_argument("--batch", type=int, nargs="*", default=[8, 32, 128])
     parser.add_argument("--optimizer", nargs="*", default=list(OPTIMIZERS))
+    parser.add_argument("--convolutions", action="store_true")
     parser.add_argument("--no-save", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    if arguments.convolutions:
+        found = convolutions(arguments.rounds)
+        save("compute-convolutions.json", {"machine": machine(), "rows": found})
+        return
     rows = []
     for optimizer in arguments.optimizer:
         for sparsity in arguments.sparsity:

@@ -366,7 +366,7 @@ class SparseOptimizer(Persistence):
     def deferred_weights(self) -> deferred_weights:
         """Within a ``with`` block, sparse layers do not write their dense weights after every step.
 
-        The writing is a tenth to a third of a step. The block's end, topology updates,
+        The writing is up to two fifths of a step. The block's end, topology updates,
         ``model.state_dict()``, dense products and this optimizer's own methods bring the weights
         up to date; whoever else reads ``module.weight`` within the block (an average of weights,
         ``copy.deepcopy(model)``) sees old values. Without sparse compute: nothing.
