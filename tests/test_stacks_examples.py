@@ -86,7 +86,8 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def test_ddp(root):
+def in_two_processes(name: str, root: Path) -> str:
+    """What rank 0 of the script printed, started as torchrun does."""
     common = {
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
@@ -97,16 +98,26 @@ def test_ddp(root):
     }
     started = [
         subprocess.Popen(
-            [sys.executable, str(FOLDER / "with_ddp.py")],
+            [sys.executable, str(FOLDER / f"{name}.py")],
             env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     printed = [process.communicate(timeout=120)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0]
-    assert sparsity(printed[0]) == pytest.approx(0.9, abs=0.001)
-    assert "replicas equal" in printed[0]
+    return printed[0]
+
+
+def test_ddp(root):
+    printed = in_two_processes("with_ddp", root)
+    assert sparsity(printed) == pytest.approx(0.9, abs=0.001)
+    assert "replicas equal" in printed
+
+
+def test_fsdp2(root):
+    assert sparsity(in_two_processes("with_fsdp2", root)) == pytest.approx(0.9, abs=0.001)
 
 
 def test_every_example_is_run_here():
