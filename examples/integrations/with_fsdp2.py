@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 examples/integrations/with_fsdp2.py
 
-Prints the sparsity of the whole model and how many active weights each rank holds; seconds on a CPU.
+Prints the sparsity of the model and how many active weights each rank holds; seconds on a CPU.
 """
 
 import torch
