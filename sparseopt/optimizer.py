@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from .algorithms import Algorithm, Recipe, resolve
 from .bias_correction import check_supported
 from .compute.choice import Choose
-from .compute.engine import Engine, check_compute, deferred_weights, dense_compute
+from .compute.engine import Engine, check_compute, deferred_weights, dense_compute, storage_for
 from .distributions import check_sparsity
 from .gradients import Hooks, refuse_gradients
 from .history import Record, Run
@@ -42,7 +42,8 @@ class SparseOptimizer(Persistence):
     Args:
         optimizer: Any ``torch.optim.Optimizer``, already built.
         algo: Name of a recipe (see :func:`sparseopt.available`), a recipe, or an
-            :class:`sparseopt.Algorithm`, which brings its own sparsity.
+            :class:`sparseopt.Algorithm`, which brings its own sparsity (unless one is given
+            here that differs from the default).
         sparsity: Fraction of the weights that are zero, in [0, 1). A parameter group with a
             ``"sparsity"`` of its own overrides it; 0.0 keeps the group dense.
         total_steps: Optimizer steps of the whole training; schedules need it. None: values stay as
@@ -101,8 +102,7 @@ class SparseOptimizer(Persistence):
         **recipe_options: Any,
     ) -> None:
         check_inner(optimizer)
-        if check_compute(compute, model, storage):
-            storage = "compact"
+        check_compute(compute, model, storage)
         super().__init__(optimizer)
         check_whole("seed", seed, None)
         self._run = Run(seed=int(seed))
@@ -125,11 +125,14 @@ class SparseOptimizer(Persistence):
         self._selection.check_patterns(optimizer.param_groups)
         if not found:
             raise ValueError(
-                "no parameter of the optimizer can be made sparse: it takes weights of two or more "
-                "dimensions that require gradients; name them with include=, or pass model="
+                "no parameter of the optimizer can be made sparse: these are, with model=, weights of "
+                "linear layers, convolutions and attention that require gradients and are not tied; "
+                "name others (embeddings, recurrent layers) with include="
             )
         check_names(self._algorithm.topology, found)
-        self._storage = choose_storage(optimizer, storage, found, 1.0 - self._algorithm.sparsity)
+        density = 1.0 - self._algorithm.sparsity
+        storage = storage_for(compute, storage, optimizer, found, density)
+        self._storage = choose_storage(optimizer, storage, found, density)
         self._engine: Engine | None = None
         if model is not None and isinstance(self._storage, Compact) and compute != "dense":
             self._engine = Engine(compute, model, self._storage, self._hooks)

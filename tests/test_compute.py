@@ -843,3 +843,17 @@ def test_operations_are_counted_as_in_the_dense_model() -> None:
         flops.count(model, torch.ones(1, 20)).macs == flops.count(network(), torch.ones(1, 20)).macs
     )
     assert optimizer.steps == 0
+
+
+def test_auto_leaves_the_rest_alone_where_nothing_is_to_be_gained() -> None:
+    class Unknown(torch.optim.SGD):
+        """Not known to be element-wise."""
+
+    for sparsity, kind in ((0.5, torch.optim.SGD), (0.9, Unknown)):
+        model = network()
+        inner = kind(model.parameters(), lr=0.1)
+        optimizer = SparseOptimizer(inner, "set", sparsity=sparsity, model=model, compute="auto")
+        assert "storage='masked'" in repr(optimizer)
+        assert not any("forward" in m.__dict__ for m in model.modules())
+        with optimizer.deferred_weights(), optimizer.dense_compute():
+            train(model, optimizer, 2)

@@ -8,26 +8,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..gradients import Hooks
 from ..layers import Layer, wrapped
-from ..storage.compact import Compact
-from .choice import Choose, chooser, pays
+from ..storage.compact import Compact, can_pack
+from ..storage.state import is_elementwise
+from .choice import HIGHEST_DENSITY, Choose, chooser, pays
 from .linear import Forward, Watcher, following
 from .structure import Structure
 
-__all__ = ["Engine", "check_compute", "deferred_weights", "dense_compute"]
+__all__ = ["Engine", "check_compute", "deferred_weights", "dense_compute", "storage_for"]
 
 
-def check_compute(compute: str | Choose, model: nn.Module | None, storage: str) -> bool:
-    """Whether anything but dense products is asked for; raises on what cannot be.
+def check_compute(compute: str | Choose, model: nn.Module | None, storage: str) -> None:
+    """Raise on what cannot be computed sparsely.
 
     Raises:
         ValueError: Without ``model=``, with masked storage, or where torch has no MKL.
     """
     chooser(compute)
     if compute == "dense":
-        return False
+        return
     if model is None:
         raise ValueError(f"compute={compute!r} needs model=: it finds Linear layers by module")
     if storage == "masked":
@@ -40,7 +42,18 @@ def check_compute(compute: str | Choose, model: nn.Module | None, storage: str) 
             f"compute={compute!r} needs sparse products on the CPU, and this torch was built "
             "without MKL: use compute='dense'"
         )
-    return True
+
+
+def storage_for(
+    compute: str | Choose, storage: str, inner: Optimizer, layers: Sequence[Layer], density: float
+) -> str:
+    """The storage to ask for: compact, except where "auto" finds nothing to gain or cannot."""
+    if compute == "dense":
+        return storage
+    if compute == "auto" and storage == "auto":
+        packable = is_elementwise(inner) and all(map(can_pack, layers))
+        return "compact" if packable and density <= HIGHEST_DENSITY else "auto"
+    return "compact"
 
 
 class Engine(Watcher):
