@@ -9,8 +9,8 @@ with them sparsely: see compute.py. sparsimony pins numpy 1 and is left out.
 The networks are those of speed.py: forward through ``sum(weight * slope)``, backward, step.
 ``step`` is the optimizer's ``step()``; ``iteration`` is forward, backward and step, less the dense
 forward and backward, so that what a library does in hooks or parametrizations counts too. Both as
-ratios to the dense inner optimizer's step. Topologies are static: updates are not part of it. Writes
-benchmarks/results/peers.json.
+ratios to the dense inner optimizer's step. Topologies are static: updates are not part of it.
+Writes benchmarks/results/peers.json.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """Train a network with most of its weights at zero, with the optimizer you already use."""
 
+import importlib
+from typing import Any
+
 from . import (
     algorithms,
     distributions,
@@ -40,3 +43,10 @@ __all__ = [
     "storage",
     "topologies",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``sparseopt.robustness`` and ``sparseopt.analysis`` are loaded when they are asked for."""
+    if name in ("analysis", "robustness"):
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,6 +27,7 @@ __all__ = ["Saved", "announce", "merge", "split"]
 
 PREFIX = "sparse_"
 RUN = "sparse"
+OWN_LAYOUT = "inner"
 APART = "apart"
 
 
@@ -64,6 +65,19 @@ class Saved:
         return next(
             (int(entry["step"]) for entry in self.entries.values() if "step" in entry), None
         )
+
+
+def in_torch_layout(inner: Optimizer) -> dict[str, Any]:
+    """The inner state dict; one of another layout (Lookahead and others) goes in as a whole."""
+    own: dict[str, Any] = inner.state_dict()
+    if "state" in own and "param_groups" in own:
+        return own
+    groups, first = [], 0
+    for group in inner.param_groups:
+        last = first + len(group["params"])
+        groups.append({**group, "params": list(range(first, last))})
+        first = last
+    return {"state": {}, "param_groups": groups, OWN_LAYOUT: own}
 
 
 def identifiers(groups: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[int, int], Any]]:

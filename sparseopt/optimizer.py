@@ -125,9 +125,9 @@ class SparseOptimizer(Persistence):
         self._selection.check_patterns(optimizer.param_groups)
         if not found:
             raise ValueError(
-                "no parameter of the optimizer can be made sparse: these are, with model=, weights of "
-                "linear layers, convolutions and attention that require gradients and are not tied; "
-                "name others (embeddings, recurrent layers) with include="
+                "no parameter of the optimizer can be made sparse: it takes weights of linear "
+                "layers, convolutions and attention that require gradients and are not tied; name "
+                "others (embeddings, recurrent layers) with include="
             )
         check_names(self._algorithm.topology, found)
         density = 1.0 - self._algorithm.sparsity

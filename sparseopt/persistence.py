@@ -52,7 +52,7 @@ class Persistence(Evolution):
             "algo": self._algorithm.name,
             "sparsity": self._algorithm.sparsity,
         }
-        plain = self._inner.state_dict()
+        plain = checkpoint.in_torch_layout(self._inner)
         plain["state"] = dict(plain["state"])
         ids = dict(checkpoint.identifiers(plain["param_groups"]))
         for layer in self._layers:
@@ -68,7 +68,7 @@ class Persistence(Evolution):
         checkpoint.check(saved, self._layers, self._algorithm)
         if self._run.steps:
             checkpoint.refuse_lost_masks(saved, plain)
-        self._inner.load_state_dict(plain)
+        self._inner.load_state_dict(plain.get(checkpoint.OWN_LAYOUT, plain))
         self._run.probed = False
         self._take_up(saved)
 

@@ -48,7 +48,11 @@ class Wrapper(Optimizer):
 
     @property
     def state(self) -> Any:
-        """The inner optimizer's own state."""
+        """The inner optimizer's own state.
+
+        Under compact storage the entries of sparse layers hold one-dimensional tensors, a value
+        for each active weight; ``state_dict()`` has them in the weight's shape.
+        """
         return self._inner.state
 
     @state.setter

@@ -366,8 +366,10 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
     """Equal to the last bit, through dicts and lists."""
     if torch.is_tensor(one) or torch.is_tensor(other):
         assert one.dtype == other.dtype, where
-        assert torch.equal(one, other) or (one.isnan() == other.isnan()).all() and torch.equal(
-            one.nan_to_num(), other.nan_to_num()
+        assert (
+            torch.equal(one, other)
+            or (one.isnan() == other.isnan()).all()
+            and torch.equal(one.nan_to_num(), other.nan_to_num())
         ), where
     elif isinstance(one, dict):
         assert set(one) == set(other), where

@@ -99,9 +99,7 @@ def test_an_exception_in_the_inner_step_leaves_state_that_goes_on(policy, storag
     handle.remove()
     assert own_parameters(model, optimizer)
     moments = [value for entry in before[2]["state"].values() for value in entry.values()]
-    now = [
-        value for entry in optimizer.state_dict()["state"].values() for value in entry.values()
-    ]
+    now = [value for entry in optimizer.state_dict()["state"].values() for value in entry.values()]
     for one, other in zip(now, moments, strict=True):
         assert torch.allclose(one.double(), other.double(), rtol=1e-12, atol=0)
     assert_zeros(optimizer)

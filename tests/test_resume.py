@@ -58,9 +58,7 @@ def resumed(inner, recipe, first, second, **options):
     optimizer = sparse(model, inner, recipe, seed=1, **options)
     scheduler = CosineAnnealingLR(optimizer, 12)
     train_with(model, optimizer, scheduler, inner, first)
-    saved = through_a_file(
-        [model.state_dict(), optimizer.state_dict(), scheduler.state_dict()]
-    )
+    saved = through_a_file([model.state_dict(), optimizer.state_dict(), scheduler.state_dict()])
     other = inner.model(seed=99, dtype=torch.float32)
     restored = sparse(other, inner, recipe, seed=77, **options)
     its_scheduler = CosineAnnealingLR(restored, 12)
@@ -104,8 +102,10 @@ def test_a_resumed_run_keeps_the_clock_of_every_weight(inner, first):
 
 def test_resuming_with_an_update_on_request_still_to_come():
     model, other = mlp(), mlp(seed=9)
-    one, two = (sparse(m, inner_named("adamw"), "rigl", total_steps=None, update_every=99)
-                for m in (model, other))
+    one, two = (
+        sparse(m, inner_named("adamw"), "rigl", total_steps=None, update_every=99)
+        for m in (model, other)
+    )
     train(model, one, 3)
     assert one.update_topology() is None
     other.load_state_dict(through_a_file(model.state_dict()))

@@ -108,9 +108,7 @@ def test_set_drops_like_the_literal_reference_and_grows_anywhere(layer, fraction
     _, new, _ = updated(*layer, "set", drop_fraction=fraction, seed=seed)
     kept = torch.from_numpy(magnitude_drop(weight.numpy(), mask.numpy(), k))
     assert (new[kept]).all() and int(new.sum()) == int(mask.sum())
-    _, strict, _ = updated(
-        *layer, "set", drop_fraction=fraction, seed=seed, regrow_same="forbid"
-    )
+    _, strict, _ = updated(*layer, "set", drop_fraction=fraction, seed=seed, regrow_same="forbid")
     k = min(k, int((~mask).sum()))
     kept = torch.from_numpy(magnitude_drop(weight.numpy(), mask.numpy(), k))
     assert torch.equal(strict & mask, kept) and int(strict.sum()) == int(mask.sum())
@@ -247,9 +245,7 @@ def test_golden_update_times(stop, expected, fraction):  # G30
     assert [record.step for record in optimizer.history] == [*expected]
 
 
-@given(
-    st.integers(1, 60), st.integers(1, 20), st.floats(0, 1), st.floats(0, 1), st.integers(0, 20)
-)
+@given(st.integers(1, 60), st.integers(1, 20), st.floats(0, 1), st.floats(0, 1), st.integers(0, 20))
 def test_updates_come_exactly_when_they_are_due(total, every, start, stop, late):
     """Invariant 18; and never at the last step, after which nothing trains what was grown."""
     start, stop = sorted((start, stop))

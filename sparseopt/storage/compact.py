@@ -20,7 +20,7 @@ from ..positions import compress, count, merge, positions
 from ..update import Change
 from .active_gradient import active_values
 from .masked import Masked
-from .state import mean_of
+from .state import mean_of, runs_more
 from .zeroing import flat, memory_order
 
 __all__ = ["Compact", "can_pack"]
@@ -126,7 +126,10 @@ class Compact(Masked):
         self.correction.relax()
         self.leave()
         for layer in layers:
-            self.note_clean(layer)  # inactive entries were never written
+            if runs_more(self.inner):
+                self.mask_weights(layer)
+            else:
+                self.note_clean(layer)  # inactive entries were never written
 
     @torch.no_grad()
     def leave(self) -> None:

@@ -37,6 +37,7 @@ NEUTRAL: dict[str, float | str] = {
     "acc_delta": 0.0,  # Adadelta
     "sum": "initial_accumulator_value",  # Adagrad
     "ax": 0.0,  # ASGD: an average of weights
+    "slow_params": 0.0,  # Lookahead: older weights
     "z": 0.0,  # schedule-free: the weights before averaging
     "prev": 0.0,  # Rprop
     "step_size": "lr",  # Rprop
@@ -87,8 +88,9 @@ def of_torch(inner: Optimizer) -> bool:
 
 def keeps_zeros(inner: Optimizer) -> bool:
     """Whether zero weights with zero gradients provably stay zero (eps=0 makes 0 / 0)."""
-    positive = all(group.get("eps", 1.0) > 0 for group in inner.param_groups)
-    return is_elementwise(inner) and of_torch(inner) and positive and not runs_more(inner)
+    if not (is_elementwise(inner) and of_torch(inner)) or runs_more(inner):
+        return False
+    return all(group.get("eps", 1.0) > 0 for group in inner.param_groups)
 
 
 def runs_more(inner: Optimizer) -> bool:
