@@ -127,7 +127,7 @@ class SparseOptimizer(Persistence):
             raise ValueError(
                 "no parameter of the optimizer can be made sparse: it takes weights of linear "
                 "layers, convolutions and attention that require gradients and are not tied; name "
-                "others (embeddings, recurrent layers) with include="
+                "others (embeddings, recurrent layers) with include=, and pass model= for the names"
             )
         check_names(self._algorithm.topology, found)
         density = 1.0 - self._algorithm.sparsity
