@@ -193,7 +193,9 @@ class Training(RuleBasedStateMachine):
         self.optimizer.load_state_dict(saved)
         if not self.dirty:
             assert_same(self.state(), old)
-        self.dirty = False
+        # before the first step the weights may be a checkpoint's whose masks are still to come:
+        # Accelerate loads our own state dict then, and must not zero them
+        self.dirty = self.dirty and self.optimizer.steps == 0
 
     @precondition(lambda self: self.model.used < 3)
     @rule()
