@@ -127,6 +127,16 @@ def peers(key: str) -> Callable[[], str]:
     return table_of
 
 
+def memory() -> str:
+    """Megabytes held and needed at the peak, a row for each storage."""
+    rows = json.loads((RESULTS / "memory.json").read_text())["megabytes"]
+    heads = ("held", "step", "backward before an update", "step with an update")
+    lines = [f"| MB | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | {' | '.join(str(row.get(head, '-')) for head in heads)} |")
+    return "\n".join(lines)
+
+
 def source(file: str = "speed.json") -> str:
     machine = json.loads((RESULTS / file).read_text())["machine"]
     return (
@@ -146,6 +156,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "storage-amortised": storage("amortised"),
     "storage-state": storage("state_bytes_per_weight"),
     "storage-sizes": sizes,
+    "memory": memory,
     "storage-source": source,
     "peers-step": peers("step"),
     "peers-iteration": peers("iteration"),
