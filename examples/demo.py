@@ -6,7 +6,7 @@
 Trains the same network five times: dense, and with SET and RigL at 90 % and 98 % sparsity. Nothing
 but the optimizer differs. Prints a table and writes a figure (demo.png): accuracy over epochs, the
 share of weights that each topology update replaces, and which pixels the first layer looks at.
-Takes two to three minutes on two cores. Expect dense near 90 % test accuracy, 90 % sparsity within
+Takes one to three minutes on two cores. Expect dense near 90 % test accuracy, 90 % sparsity within
 one point of it, and 98 % sparsity within two and a half.
 """
 
