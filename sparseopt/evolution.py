@@ -45,8 +45,7 @@ class Evolution(Progress):
     @torch.no_grad()
     def _update(self, pools: Sequence[Pool]) -> Record:
         run, context = self._run, self._context()
-        for layer in self._layers:
-            self._storage.write_back(layer)
+        self._write_back()
         done: list[Change] | None = None
         if all(pool.is_finite() for pool in pools):
             done = [
@@ -70,6 +69,11 @@ class Evolution(Progress):
         if self.on_update is not None:
             self.on_update(record)
         return record
+
+    def _write_back(self) -> None:
+        """Give deferred weights their current values before anything reads or replaces them."""
+        for layer in self._layers:
+            self._storage.write_back(layer)
 
     def _keep_dense(self, changes: Sequence[Change]) -> None:
         """Copy all parameters if the network is dense now and about to be pruned."""

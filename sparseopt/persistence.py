@@ -40,11 +40,6 @@ class Persistence(Evolution):
             self._engine.use(self._hooks)
         self._open_window()
 
-    def _write_back(self) -> None:
-        """Give deferred weights their current values before anything reads or replaces them."""
-        if self._engine is not None:
-            self._engine.write_back()
-
     def _saved(self) -> dict[str, Any]:
         self._bind()
         self._write_back()

@@ -21,7 +21,7 @@ from ..update import Change
 from .active_gradient import active_values
 from .masked import Masked
 from .state import mean_of, runs_more
-from .zeroing import flat, memory_order
+from .zeroing import flat, memory_order, stamp
 
 __all__ = ["Compact", "can_pack"]
 
@@ -57,11 +57,6 @@ class Packed:
 
 
 SAMPLE = 16  # entries
-
-
-def stamp(weight: Tensor) -> tuple[int, int]:
-    """Changes with every write that autograd counts, and with the memory."""
-    return weight._version, weight.data_ptr()
 
 
 def can_pack(layer: Layer) -> bool:
@@ -120,13 +115,15 @@ class Compact(Masked):
         self._swap(layer, weight, packed.values)
         self.inside.append(layer)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def end(self, layers: Sequence[Layer]) -> None:
         """Write the active values back; the groups are the ordinary ones again."""
         self.correction.relax()
         self.leave()
+        foreign = runs_more(self.inner)
         for layer in layers:
-            if runs_more(self.inner):
+            if foreign:
                 self.mask_weights(layer)
             else:
                 self.note_clean(layer)  # inactive entries were never written
@@ -230,9 +227,7 @@ class Compact(Masked):
         packed = self.packed.get(layer.key)
         if packed is None:
             return
-        shape = layer.weight.shape
-        dense = list(self.table.elementwise(layer.weight, self.group(layer), shape))
-        for key, value, _ in dense:
+        for key, value, _ in list(super()._entries(layer)):
             self.inner.state[layer.weight][key] = at(flat(value, layer.weight), packed)
 
     def clean(self, layer: Layer) -> None:
@@ -275,8 +270,9 @@ class Compact(Masked):
 
     def _entries(self, layer: Layer) -> Iterator[tuple[str, Tensor, float]]:
         packed = self.packed.get(layer.key)
-        shape = layer.weight.shape if packed is None else packed.values.shape
-        return self.table.elementwise(layer.weight, self.group(layer), shape)
+        if packed is None:
+            return super()._entries(layer)
+        return self.table.elementwise(layer.weight, self.group(layer), packed.values.shape)
 
     # --- checkpoints ------------------------------------------------------------------------------
 

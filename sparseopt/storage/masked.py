@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..bias_correction import BORN, BiasCorrection, Moments, mark_grown
 from ..layers import Layer
 from ..update import Change
 from .state import StateTable, keeps_zeros, mean_of, state_of
-from .zeroing import zero_at_sentinels, zero_inactive
+from .zeroing import stamp, zero_at_sentinels, zero_inactive
 
 __all__ = ["Masked"]
 
@@ -39,6 +39,10 @@ class Masked:
     def group(self, layer: Layer) -> dict[str, Any]:
         return self.inner.param_groups[layer.key[0]]
 
+    def _entries(self, layer: Layer) -> Iterator[tuple[str, Tensor, float]]:
+        """State tensors with one value per weight, as the storage lays them out."""
+        return self.table.elementwise(layer.weight, self.group(layer), layer.weight.shape)
+
     # --- around a step ----------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -52,6 +56,7 @@ class Masked:
             if layer.weight.grad is not None:
                 self._stretch(layer, layer.weight, layer.weight.grad, lambda born: born)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def end(self, layers: Sequence[Layer]) -> None:
         """Clear up after the inner step, or after its failure."""
@@ -92,12 +97,11 @@ class Masked:
         """
         if layer.dense:
             return True
-        weight = layer.weight
-        seen = self.clean_at.get(layer.key) == (weight._version, weight.data_ptr())
-        return seen and zero_at_sentinels(weight.detach(), layer, self.turn)
+        seen = self.clean_at.get(layer.key) == stamp(layer.weight)
+        return seen and zero_at_sentinels(layer.weight.detach(), layer, self.turn)
 
     def note_clean(self, layer: Layer) -> None:
-        self.clean_at[layer.key] = (layer.weight._version, layer.weight.data_ptr())
+        self.clean_at[layer.key] = stamp(layer.weight)
 
     @torch.no_grad()
     def mask_weights(self, layer: Layer) -> None:
@@ -115,9 +119,7 @@ class Masked:
     def clean(self, layer: Layer) -> None:
         """Zero inactive weights and give their state the neutral value: for what came before."""
         self.mask_weights(layer)
-        for _, value, neutral in self.table.elementwise(
-            layer.weight, self.group(layer), layer.weight.shape
-        ):
+        for _, value, neutral in self._entries(layer):
             value.masked_fill_(~layer.mask, neutral)
 
     # --- a new topology ---------------------------------------------------------------------------
@@ -139,9 +141,7 @@ class Masked:
         """Give the mask its new values and the state what belongs to them."""
         layer, fresh = change.layer, change.fresh
         outside = ~change.mask
-        for _, value, neutral in self.table.elementwise(
-            layer.weight, self.group(layer), layer.weight.shape
-        ):
+        for _, value, neutral in self._entries(layer):
             mean = grown_state == "mean" and neutral == 0.0
             fill = mean_of(value, change.mask & ~fresh) if mean else neutral
             value.masked_fill_(outside, neutral).masked_fill_(fresh, fill)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..layers import Layer
 from ..shards import is_sharded, local
 
-__all__ = ["flat", "memory_order", "zero_at_sentinels", "zero_inactive"]
+__all__ = ["flat", "memory_order", "stamp", "zero_at_sentinels", "zero_inactive"]
 
 INTEGERS = {
     torch.float64: torch.int64,
@@ -71,6 +71,11 @@ def zero_at_sentinels(values: Tensor, layer: Layer, turn: int) -> bool:
     sample = slice(turn % stride, None, stride)
     seen, active = flat(values, weight)[sample], flat(mask, weight)[sample]
     return not bool(seen.ne(0).logical_and_(active.logical_not()).any())
+
+
+def stamp(weight: Tensor) -> tuple[int, int]:
+    """Changes with every write that autograd counts, and with the memory."""
+    return weight._version, weight.data_ptr()
 
 
 def memory_order(weight: Tensor) -> list[int]:
