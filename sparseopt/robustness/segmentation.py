@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from sparseopt.robustness._door import Array, check_name, check_seed
 from sparseopt.robustness._extras import need
@@ -15,7 +14,7 @@ from sparseopt.robustness._streams import generator
 from sparseopt.robustness.corruptions import CORRUPTIONS, corrupt
 from sparseopt.robustness.folders import read_image
 from sparseopt.robustness.sets import (
-    CorruptionSet,
+    FileSet,
     Sample,
     Transform,
     chosen_corruptions,
@@ -27,7 +26,7 @@ from sparseopt.robustness.sets import (
 ENGINES = ("sparseopt", "imagecorruptions")
 
 
-class CorruptedVOC(CorruptionSet):
+class CorruptedVOC(FileSet):
     """Pascal VOC 2012 segmentation under the 19 corruptions, for `evaluate`.
 
     Items are (image, mask): the mask int64 (H, W), classes 0..20 and 255 for void. Without `size`
@@ -75,30 +74,14 @@ class CorruptedVOC(CorruptionSet):
         self.seed, self.uniform = check_seed(seed), size is not None
         self.name = f"corrupted Pascal VOC 2012 {split}"
 
-    def read(self, corruption: str, severity: int) -> Dataset[Sample]:
-        return _VOCPart(self, corruption, severity)
+    def number(self) -> int:
+        return len(self.pairs)
 
-    @property
-    def clean(self) -> Dataset[Sample]:
-        """The same images uncorrupted, for `evaluate(..., clean=)`."""
-        return _VOCPart(self, None, 1)
-
-
-class _VOCPart(Dataset[Sample]):
-    def __init__(self, source: CorruptedVOC, corruption: str | None, severity: int) -> None:
-        self.source, self.corruption, self.severity = source, corruption, severity
-
-    def __len__(self) -> int:
-        return len(self.source.pairs)
-
-    def __getitem__(self, index: int) -> Sample:
-        own = self.source
-        image, mask = _read_pair(*own.pairs[index], own.size)
-        if self.corruption is not None:
-            image = corrupted_image(
-                image, self.corruption, self.severity, own.engine, own.seed, index
-            )
-        return transformed(image, own.transform), torch.from_numpy(mask.astype(np.int64))
+    def sample(self, index: int, corruption: str | None, severity: int) -> Sample:
+        image, mask = _read_pair(*self.pairs[index], self.size)
+        if corruption is not None:
+            image = corrupted_image(image, corruption, severity, self.engine, self.seed, index)
+        return transformed(image, self.transform), torch.from_numpy(mask.astype(np.int64))
 
 
 def corrupted_image(

@@ -109,6 +109,37 @@ class CorruptionSet(Dataset[Sample]):
         )
 
 
+class FileSet(CorruptionSet):
+    """Files that are corrupted when they are read. Subclasses say how many, and read one."""
+
+    def number(self) -> int:
+        """How many samples every part has."""
+        raise NotImplementedError
+
+    def sample(self, index: int, corruption: str | None, severity: int) -> Sample:
+        """One sample, corrupted; as it is for None."""
+        raise NotImplementedError
+
+    def read(self, corruption: str, severity: int) -> Dataset[Sample]:
+        return _FilePart(self, corruption, severity)
+
+    @property
+    def clean(self) -> Dataset[Sample]:
+        """The same samples uncorrupted, for `evaluate(..., clean=)`."""
+        return _FilePart(self, None, 1)
+
+
+class _FilePart(Dataset[Sample]):
+    def __init__(self, source: FileSet, corruption: str | None, severity: int) -> None:
+        self.source, self.corruption, self.severity = source, corruption, severity
+
+    def __len__(self) -> int:
+        return self.source.number()
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source.sample(index, self.corruption, self.severity)
+
+
 class ArrayPart(Dataset[Sample]):
     """Images of one array with their labels."""
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from sparseopt.robustness._door import Array, check_seed
 from sparseopt.robustness._extras import need
 from sparseopt.robustness.sets import (
-    CorruptionSet,
+    FileSet,
     Sample,
     Transform,
     chosen_corruptions,
@@ -22,7 +21,7 @@ from sparseopt.robustness.sets import (
 from sparseopt.robustness.video import TEMPORAL, VIDEO, VIDEO_SEVERITIES, corrupt_video
 
 
-class CorruptedUCF101(CorruptionSet):
+class CorruptedUCF101(FileSet):
     """UCF101's test videos under 16 perturbations, at every reading the same.
 
     A video is decoded whole; temporal perturbations act on all frames, then `frames` of them are
@@ -73,41 +72,25 @@ class CorruptedUCF101(CorruptionSet):
         self.num_classes = len(classes)
         self.samples = _read_list(lists / f"testlist0{split}.txt", classes, self.root)
 
-    def read(self, corruption: str, severity: int) -> Dataset[Sample]:
-        return _VideoPart(self, corruption, severity)
+    def number(self) -> int:
+        return len(self.samples)
 
-    @property
-    def clean(self) -> Dataset[Sample]:
-        """The same clips unperturbed, for `evaluate(..., clean=)`."""
-        return _VideoPart(self, None, 1)
-
-
-class _VideoPart(Dataset[Sample]):
-    def __init__(self, source: CorruptedUCF101, corruption: str | None, severity: int) -> None:
-        self.source, self.corruption, self.severity = source, corruption, severity
-
-    def __len__(self) -> int:
-        return len(self.source.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        own = self.source
-        path, label = own.samples[index]
-        clip = self._perturbed(read_video(path), index)
+    def sample(self, index: int, corruption: str | None, severity: int) -> Sample:
+        path, label = self.samples[index]
+        clip = self._perturbed(read_video(path), corruption, severity, index)
         tensor = torch.from_numpy(clip.transpose(3, 0, 1, 2).astype(np.float32)) / 255
-        return (own.transform(tensor) if own.transform else tensor), torch.tensor(label)
+        return (self.transform(tensor) if self.transform else tensor), torch.tensor(label)
 
-    def _perturbed(self, video: Array, index: int) -> Array:
-        own, name = self.source, self.corruption
+    def _perturbed(self, video: Array, name: str | None, severity: int, index: int) -> Array:
         if name in TEMPORAL:
-            video = np.asarray(corrupt_video(video, name, self.severity, own.seed, index))
-        clip = _resized(video[uniform_frames(len(video), own.frames)], round(1.25 * own.size))
+            video = np.asarray(corrupt_video(video, name, severity, self.seed, index))
+        clip = _resized(video[uniform_frames(len(video), self.frames)], round(1.25 * self.size))
         if name == "translate":
-            out = corrupt_video(clip, name, self.severity, own.seed, index, own.size)
-            return np.asarray(out)
-        clip = _centre(clip, own.size)
+            return np.asarray(corrupt_video(clip, name, severity, self.seed, index, self.size))
+        clip = _centre(clip, self.size)
         if name is None or name in TEMPORAL:
             return clip
-        return np.asarray(corrupt_video(clip, name, self.severity, own.seed, index))
+        return np.asarray(corrupt_video(clip, name, severity, self.seed, index))
 
 
 def read_video(path: str | Path) -> Array:
