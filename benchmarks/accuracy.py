@@ -57,9 +57,9 @@ def wrapped(
 ) -> torch.optim.Optimizer:
     if run["recipe"] == "dense":
         return optimizer
-    options = {}
+    options: dict[str, Any] = {key: run[key] for key in ("distribution",) if key in run}
     if run["recipe"] == "nm":
-        options = dict(zip("nm", N_OF_M[run["sparsity"]], strict=True))
+        options |= zip("nm", N_OF_M[run["sparsity"]], strict=True)
     return SparseOptimizer(
         optimizer, run["recipe"], sparsity=run["sparsity"], total_steps=total,
         update_every=EVERY, model=model, seed=run["seed"], **options,
