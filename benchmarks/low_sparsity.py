@@ -154,7 +154,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.smoke:
         few = [run for run in runs((0,)) if run["method"] in ("dense", "set")][:2]
-        work_off(few, lambda run: measure(run, 500, 1, 20), RESULTS / "low_sparsity-smoke.jsonl")
+        work_off(few, lambda run: measure(run, 2500, 1, 20), RESULTS / "low_sparsity-smoke.jsonl")
     else:
         work_off(runs(), measure, DATA)
 
