@@ -9,10 +9,13 @@
 | `resnet34()` | CIFAR-100, 3 x 32 x 32 | 21,328,292 | 1,159,448,576 |
 | `deit_base()` | ImageNet, 3 x 224 x 224 | 86,567,656 | 17,563,828,224 |
 | `resnet50_3d()` | UCF101, 3 x 8 x 112 x 112 | 46,405,925 | 5,263,042,560 |
+| `slow_resnet50()` | UCF101, 3 x 8 x 112 x 112 | 31,841,445 | 10,993,575,936 |
 | `i3d_resnet50()` | UCF101, 3 x 8 x 112 x 112 | 27,430,821 | 11,720,632,320 |
+| `fcn_vgg16()` | VOC 2012, 3 x 480 x 480 | 15,307,477 | 70,602,537,600 |
 | `mlp()` | Fashion-MNIST, 784 | 2,383,370 | 2,380,800 |
 
-EfficientNet-B0 and ResNet-50 are torchvision's. Needs torch only.
+EfficientNet-B0 and ResNet-50 are torchvision's. All but `deit_base` and `mlp` take ``width=``, the
+share of the channels, for trying things out. Needs torch only.
 """
 
 from __future__ import annotations
@@ -26,26 +29,68 @@ from torch.nn import functional as F
 VGG16 = (64, 64, "pool", 128, 128, "pool", *(256,) * 3, "pool", *(512,) * 3, "pool", *(512,) * 3)
 
 
-def vgg16(num_classes: int = 10) -> nn.Sequential:
+def scaled(channels: int, width: float) -> int:
+    """A number of channels in a network that is `width` times as wide."""
+    return max(1, round(channels * width))
+
+
+def vgg16_layers(width: float, norm: bool) -> list[nn.Module]:
+    """The 13 convolutions of VGG-16 with ReLUs and poolings, as torchvision numbers them."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for entry in VGG16:
+        if isinstance(entry, str):
+            layers.append(nn.MaxPool2d(2))
+            continue
+        wide = scaled(entry, width)
+        norms = [nn.BatchNorm2d(wide)] if norm else []
+        layers += [nn.Conv2d(channels, wide, 3, padding=1), *norms, nn.ReLU()]
+        channels = wide
+    return [*layers, nn.MaxPool2d(2)]
+
+
+def vgg16(num_classes: int = 10, width: float = 1.0) -> nn.Sequential:
     """VGG-16 for 32 x 32 images, with batch norms and three linear layers ("VGG-D" of SNIP, ITOP).
 
     Args:
         num_classes: length of the output.
+        width: share of the channels.
     """
-    layers: list[nn.Module] = []
-    channels = 3
-    for width in VGG16:
-        if isinstance(width, str):
-            layers.append(nn.MaxPool2d(2))
-            continue
-        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-        channels = width
-    head = []
+    wide = scaled(512, width)
+    head: list[nn.Module] = []
     for _ in range(2):
-        head += [nn.Linear(512, 512), nn.ReLU(), nn.BatchNorm1d(512)]
-    features = nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten())
-    classifier = nn.Sequential(*head, nn.Linear(512, num_classes))
+        head += [nn.Linear(wide, wide), nn.ReLU(), nn.BatchNorm1d(wide)]
+    features = nn.Sequential(*vgg16_layers(width, norm=True), nn.Flatten())
+    classifier = nn.Sequential(*head, nn.Linear(wide, num_classes))
     return nn.Sequential(features, classifier)
+
+
+class FCN(nn.Module):
+    """Scores of every pixel, from features a 32nd as large that are interpolated (FCN-32s)."""
+
+    def __init__(self, num_classes: int, width: float) -> None:
+        super().__init__()
+        wide = scaled(512, width)
+        narrow = max(1, wide // 4)
+        self.features = nn.Sequential(*vgg16_layers(width, norm=False))
+        self.head = nn.Sequential(
+            nn.Conv2d(wide, narrow, 3, padding=1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU(),
+            nn.Dropout(0.1), nn.Conv2d(narrow, num_classes, 1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.head(self.features(x))
+        return F.interpolate(scores, x.shape[2:], mode="bilinear", align_corners=True)
+
+
+def fcn_vgg16(num_classes: int = 21, width: float = 1.0) -> FCN:
+    """FCN-32s on VGG-16; `features` takes torchvision's pretrained weights (Long et al. 2015).
+
+    Args:
+        num_classes: scores of a pixel.
+        width: share of the channels.
+    """
+    return FCN(num_classes, width)
 
 
 class BasicBlock(nn.Module):
@@ -68,20 +113,24 @@ class BasicBlock(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-def resnet34(num_classes: int = 100) -> nn.Sequential:
+def resnet34(num_classes: int = 100, width: float = 1.0) -> nn.Sequential:
     """ResNet-34 for 32 x 32 images: a 3 x 3 stem of stride 1 and no pooling after it.
 
     Args:
         num_classes: length of the output.
+        width: share of the channels.
     """
     blocks: list[nn.Module] = []
-    channels = 64
-    for stage, (depth, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)]):
+    channels = first = scaled(64, width)
+    for stage, depth in enumerate((3, 4, 6, 3)):
+        wide = scaled(64 * 2**stage, width)
         for block in range(depth):
-            blocks.append(BasicBlock(channels, width, 2 if stage and not block else 1))
-            channels = width
-    stem = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes))
+            blocks.append(BasicBlock(channels, wide, 2 if stage and not block else 1))
+            channels = wide
+    stem = nn.Sequential(
+        nn.Conv2d(3, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU()
+    )
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
     return nn.Sequential(stem, nn.Sequential(*blocks), head)
 
 
@@ -187,49 +236,64 @@ def _video_resnet50(
     kernels: Sequence[Sequence[tuple[int, int]]],
     time_stride: int,
     num_classes: int,
+    width: float,
 ) -> nn.Sequential:
     """Four stages of 3, 4, 6, 3 bottlenecks; the kernels of a stage repeat over its blocks."""
     blocks: list[nn.Module] = []
-    channels = 64
-    for stage, (depth, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)]):
+    channels = scaled(64, width)
+    for stage, depth in enumerate((3, 4, 6, 3)):
+        narrow = scaled(64 * 2**stage, width)
         for block in range(depth):
             stride = (time_stride, 2, 2) if stage and not block else (1, 1, 1)
             kernel = kernels[stage][block % len(kernels[stage])]
-            blocks.append(Bottleneck3d(channels, width, kernel, stride))
-            channels = 4 * width
-    head = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(2048, num_classes))
+            blocks.append(Bottleneck3d(channels, narrow, kernel, stride))
+            channels = 4 * narrow
+    head = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(channels, num_classes))
     return nn.Sequential(stem, nn.Sequential(*blocks), head)
 
 
-def resnet50_3d(num_classes: int = 101) -> nn.Sequential:
+def _video_stem(time_kernel: int, pool: nn.Module, width: float) -> nn.Sequential:
+    wide = scaled(64, width)
+    padding = (time_kernel // 2, 3, 3)
+    conv = nn.Conv3d(3, wide, (time_kernel, 7, 7), (1, 2, 2), padding=padding, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm3d(wide), nn.ReLU(), pool)
+
+
+def resnet50_3d(num_classes: int = 101, width: float = 1.0) -> nn.Sequential:
     """ResNet-50 with 3 x 3 x 3 convolutions throughout (3D ResNet, Hara et al. 2018).
 
     Args:
         num_classes: length of the output.
+        width: share of the channels.
     """
-    stem = nn.Sequential(
-        nn.Conv3d(3, 64, 7, (1, 2, 2), padding=3, bias=False),
-        nn.BatchNorm3d(64),
-        nn.ReLU(),
-        nn.MaxPool3d(3, 2, padding=1),
-    )
-    return _video_resnet50(stem, [[(1, 3)]] * 4, 2, num_classes)
+    stem = _video_stem(7, nn.MaxPool3d(3, 2, padding=1), width)
+    return _video_resnet50(stem, [[(1, 3)]] * 4, 2, num_classes, width)
 
 
-def i3d_resnet50(num_classes: int = 101) -> nn.Sequential:
+def slow_resnet50(num_classes: int = 101, width: float = 1.0) -> nn.Sequential:
+    """ResNet-50 that looks along time in its last two stages only (Feichtenhofer et al. 2019).
+
+    The "resnet50" of the action-recognition code that arXiv 2410.03030 follows.
+
+    Args:
+        num_classes: length of the output.
+        width: share of the channels.
+    """
+    stem = _video_stem(1, nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1)), width)
+    still, moving = [(1, 1)], [(3, 1)]
+    return _video_resnet50(stem, [still, still, moving, moving], 1, num_classes, width)
+
+
+def i3d_resnet50(num_classes: int = 101, width: float = 1.0) -> nn.Sequential:
     """ResNet-50 inflated in time (I3D): kernels of length 3 before the spatial ones, not all.
 
     Args:
         num_classes: length of the output.
+        width: share of the channels.
     """
-    stem = nn.Sequential(
-        nn.Conv3d(3, 64, (5, 7, 7), (1, 2, 2), padding=(2, 3, 3), bias=False),
-        nn.BatchNorm3d(64),
-        nn.ReLU(),
-        nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1)),
-    )
+    stem = _video_stem(5, nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1)), width)
     every, first = [(3, 1)], [(3, 1), (1, 1)]
-    return _video_resnet50(stem, [every, first, first, first[::-1]], 1, num_classes)
+    return _video_resnet50(stem, [every, first, first, first[::-1]], 1, num_classes, width)
 
 
 def mlp(sizes: Sequence[int] = (784, 1024, 1024, 512, 10)) -> nn.Sequential:

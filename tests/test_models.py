@@ -19,7 +19,9 @@ TABLE = [
     ("resnet34", (3, 32, 32), 21_328_292, 1_159_397_376 + 51_200),
     ("deit_base", (3, 224, 224), 86_567_656, 115_605_504 + 16_732_895_232 + 715_327_488),
     ("resnet50_3d", (3, 8, 112, 112), 46_405_925, 5_262_835_712 + 206_848),
+    ("slow_resnet50", (3, 8, 112, 112), 31_841_445, 10_993_369_088 + 206_848),
     ("i3d_resnet50", (3, 8, 112, 112), 27_430_821, 11_720_425_472 + 206_848),
+    ("fcn_vgg16", (3, 480, 480), 15_307_477, 70_602_537_600),
     ("mlp", (784,), 2_383_370, 784 * 1024 + 1024 * 1024 + 1024 * 512 + 512 * 10),
 ]
 
@@ -36,11 +38,40 @@ def test_counts_are_exact(name, shape, parameters, macs):
     assert f"{parameters:,}" in models.__doc__ and f"{macs:,}" in models.__doc__
 
 
-@pytest.mark.parametrize("name, shape", [(name, shape) for name, shape, _, _ in TABLE[:-1]])
+@pytest.mark.parametrize("name, shape", [(name, shape) for name, shape, _, _ in TABLE[:-2]])
 def test_output_is_one_row_of_classes_per_sample(name, shape):
     with torch.device("meta"):
         model = getattr(models, name)(num_classes=7)
         assert model(torch.empty(3, *shape)).shape == (3, 7)
+
+
+def test_a_segmentation_network_scores_every_pixel():
+    with torch.device("meta"):
+        model = models.fcn_vgg16(num_classes=7)
+        assert model(torch.empty(2, 3, 45, 70)).shape == (2, 7, 45, 70)
+
+
+def test_pretrained_weights_of_torchvision_fit_the_segmentation_network():
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        theirs, ours = torchvision.models.vgg16().features, models.fcn_vgg16().features
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (theirs, ours)]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_slow_network_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = models.slow_resnet50(num_classes=400)  # on Kinetics: 32.45 million
+    assert sum(p.numel() for p in model.parameters()) == 32_454_096
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in TABLE if name not in ("deit_base", "mlp")])
+def test_a_narrow_network_has_the_layers_of_the_full_one(name):
+    with torch.device("meta"):
+        full, narrow = getattr(models, name)(), getattr(models, name)(width=1 / 8)
+    assert list(full.state_dict()) == list(narrow.state_dict())
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (full, narrow)]
+    assert 20 < sizes[0] / sizes[1] < 80  # 8 x 8, but for the ends
 
 
 def entries(model, *types):
