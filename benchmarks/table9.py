@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,9 @@ from torchvision.transforms import v2
 from training import Batches, fit, linear_layers, shuffled, sparse
 
 from sparseopt.robustness import CIFARC, RobustnessReport, evaluate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+from models import resnet34  # noqa: E402
 
 DATA = RESULTS / "table9.jsonl"
 SEEDS = (0, 1, 2)
@@ -125,7 +130,15 @@ def cifar100(root: Path, device: str, epochs: int = 160, workers: int = 8) -> Ta
         return loader
 
     return Task(
-        resnet34, "conv1.weight", batches, len(loader), 100, epochs, 500, robustness, device
+        partial(resnet34, 100),
+        "0.0.weight",
+        batches,
+        len(loader),
+        100,
+        epochs,
+        500,
+        robustness,
+        device,
     )
 
 
@@ -157,16 +170,6 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.transform(self.pixels[index]), self.labels[index]
-
-
-def resnet34() -> nn.Module:
-    """21.33 M parameters: the stem is one 3 x 3 convolution of stride 1, without pooling."""
-    from torchvision.models import resnet34 as published
-
-    model = published(num_classes=100)
-    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    model.maxpool = nn.Identity()
-    return model
 
 
 def runs(sparsity: float = 0.5, seeds: tuple[int, ...] = SEEDS) -> list[dict[str, Any]]:
