@@ -19,6 +19,7 @@ from .algorithms import Algorithm, algorithm, available
 from .history import Record
 from .layers import Layer
 from .optimizer import SparseOptimizer
+from .run_report import report
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "SparseOptimizer",
     "Layer",
     "Record",
+    "report",
     # recipes
     "Algorithm",
     "algorithm",
