@@ -12,7 +12,7 @@ from .elements import tag
 
 __all__ = ["Series", "dots", "layers_over_time", "lines", "percent", "thinned"]
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 400, 54, 12, 10, 36
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 400, 54, 22, 10, 36
 MOST_POINTS = 500  # of a line; more could not be told apart
 
 Points: TypeAlias = Sequence[tuple[float, float]]

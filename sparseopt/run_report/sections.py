@@ -84,7 +84,7 @@ def top(opt: SparseOptimizer, title: str, written: str, live: LiveCost | None) -
     steps = f"{opt.steps:,}" + (f" of {opt.total_steps:,}" if opt.total_steps else "")
     tiles = [
         ("sparsity now", percent(opt.sparsity), f"target {percent(opt.algorithm.sparsity)}"),
-        ("active weights", f"{active:,}", f"of {of:,} in {len(opt.layers)} layers"),
+        ("active weights", f"{active:,}", f"of {of:,} in {several(len(opt.layers), 'layer')}"),
         ("optimizer steps", steps, "" if opt.total_steps else "total_steps not given"),
         ("topology updates", f"{opt.updates:,}", skipped_in_words(opt.history)),
         ("exploration rate", percent(explored(opt)), "of the weights were ever active"),
@@ -99,6 +99,10 @@ def top(opt: SparseOptimizer, title: str, written: str, live: LiveCost | None) -
         for name, value, more in tiles
     ]
     return [tag("h1", title), tag("p", written, class_="soft"), tag("div", *boxes, class_="tiles")]
+
+
+def several(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def explored(opt: SparseOptimizer) -> float:
@@ -237,7 +241,7 @@ def _groups(opt: SparseOptimizer) -> list[tuple[str, str]]:
     """Hyperparameters of every parameter group, as far as they are plain values."""
     return [
         (f"group {number}", ", ".join(
-            [f"{len(group['params'])} parameters"]
+            [several(len(group["params"]), "parameter")]
             + [f"{key}={said(value)}" for key, value in group.items()
                if key not in ("params", "param_names")]))
         for number, group in enumerate(opt.param_groups)
@@ -249,10 +253,10 @@ def said(value: Any) -> str:
 
     >>> from sparseopt.schedules import Constant
     >>> said(Constant(1.0 - 0.9)), said(sum), said({"0.weight": torch.ones(2, 2)})
-    ('Constant(value=0.1)', 'sum', 'given for 1 layers')
+    ('Constant(value=0.1)', 'sum', 'given for 1 layer')
     """
     if isinstance(value, Mapping):
-        return f"given for {len(value)} layers"
+        return f"given for {several(len(value), 'layer')}"
     if isinstance(value, torch.Tensor):
         return f"{value.item():g}" if value.numel() == 1 else f"tensor {tuple(value.shape)}"
     if isinstance(value, type) or not callable(value):
