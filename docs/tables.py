@@ -20,6 +20,7 @@ from sparseopt.algorithms.registry import table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+THIRD_PARTY = ROOT / "tests" / "third_party"
 PLACE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 STORAGES = ("masked", "compact", "auto")
 
@@ -145,6 +146,11 @@ def source(file: str = "speed.json") -> str:
     )
 
 
+def diff(path: Path) -> Callable[[], str]:
+    """A change that tests/test_third_party.py makes, as it is."""
+    return lambda: f"```diff\n{path.read_text()}```"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "recipes": table,
     "recipes-beside": lambda: table(""),
@@ -162,6 +168,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers-iteration": peers("iteration"),
     "peers-source": lambda: source("peers.json"),
 }
+TABLES |= {f"diff-{path.stem}": diff(path) for path in THIRD_PARTY.glob("*.diff")}
 
 
 def renewed(text: str) -> str:

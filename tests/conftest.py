@@ -7,6 +7,9 @@ import hypothesis
 import pytest
 import torch
 
+# Programs to be changed by diffs; test_third_party.py runs them.
+collect_ignore = ["third_party"]
+
 # Small tensors: threads cost more than they give, and sums would depend on how many there are.
 torch.set_num_threads(1)
 
