@@ -5,7 +5,7 @@
     python benchmarks/table9.py --data FOLDER --device cuda          # as in the paper
 
 Full reproduction: ResNet34 on CIFAR-100, FOLDER with cifar-100-python and CIFAR-100-C (2.9 GB); 12
-runs of 160 epochs, each about 1.5 hours on one A100, so 18 hours; on CPUs, weeks. Settings of Table
+runs of 160 epochs, each by our estimate 1.5 hours on one A100; on CPUs, weeks. Settings of Table
 3: SGD with momentum 0.9, weight decay 5e-4, cosine learning rate from 0.1, batch 100, uniform, an
 update every 500 steps, P = 0.1 polynomial. The appendix does not print the sparsity of SET nor
 Mixup's alpha: 0.5 (--sparsity) and 1.

@@ -159,6 +159,15 @@ def test_ucf101_clips_have_one_shape_under_every_perturbation(ucf, name):
         assert torch.equal(clip, data.part(*key)[0][0])
 
 
+def test_ucf101_reads_the_training_list_when_asked(ucf):
+    tests = (ucf / "ucfTrainTestlist" / "testlist01.txt").read_text().split()
+    (ucf / "ucfTrainTestlist" / "trainlist01.txt").write_text(f"{tests[1]} 2\n")
+    train = CorruptedUCF101(ucf, size=32, frames=4, train=True).clean
+    everything = CorruptedUCF101(ucf, size=32, frames=4).clean
+    assert len(train) == 1 and len(everything) > 1
+    assert torch.equal(train[0][0], everything[1][0]) and train[0][1] == everything[1][1]
+
+
 def test_time_runs_backwards_under_reverse_sampling(ucf):
     clip, _ = CorruptedUCF101(ucf, corruption="reverse_sampling", size=32).part(
         "reverse_sampling", 1

@@ -38,6 +38,7 @@ class CorruptedUCF101(FileSet):
         split: 1, 2 or 3.
         transform: called with the clip, float32 (C, T, H, W) in [0, 1]; normalise here.
         seed: see `corrupt`.
+        train: the videos of `trainlist0<split>.txt` instead; `.clean` has them as they are.
 
     Raises:
         FileNotFoundError: a list or a video is missing; names its path.
@@ -59,6 +60,7 @@ class CorruptedUCF101(FileSet):
         split: int = 1,
         transform: Transform | None = None,
         seed: int = 0,
+        train: bool = False,
     ) -> None:
         levels = VIDEO_SEVERITIES if severity is None else severity
         super().__init__(chosen_corruptions(corruption, VIDEO), chosen_severities(levels))
@@ -70,7 +72,8 @@ class CorruptedUCF101(FileSet):
         classes = _read_classes(lists / "classInd.txt")
         self.classes = tuple(sorted(classes, key=lambda name: classes[name]))
         self.num_classes = len(classes)
-        self.samples = _read_list(lists / f"testlist0{split}.txt", classes, self.root)
+        listing = f"{'train' if train else 'test'}list0{split}.txt"
+        self.samples = _read_list(lists / listing, classes, self.root)
 
     def number(self) -> int:
         return len(self.samples)
