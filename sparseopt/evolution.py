@@ -12,7 +12,7 @@ from .layers import parameters
 from .pools import Pool
 from .progress import Progress
 from .scores import Context
-from .storage.state import state_of
+from .storage.state import forget_state
 from .update import Change
 
 __all__ = ["Evolution"]
@@ -87,7 +87,7 @@ class Evolution(Progress):
         """Forget all optimizer state if the network has just become dense again."""
         denser = any(change.grown for change in changes)
         if self._algorithm.reset_state and denser and all(layer.dense for layer in self._layers):
-            state_of(self._inner).clear()
+            forget_state(self._inner)
 
     def _carry_out(self, change: Change) -> None:
         self._storage.carry_out(change, self._algorithm.grown_state)

@@ -129,6 +129,18 @@ def test_pruned_weights_come_back_at_zero_with_no_optimizer_state() -> None:
     assert all((layer.weight != 0).all() for layer in optimizer.layers)
 
 
+@pytest.mark.parametrize("storage", ["masked", "compact"])
+def test_adagrad_which_may_make_its_state_only_once_starts_again_too(storage: str) -> None:
+    weights = weights_of((6, 6), (4, 6))
+    inner = torch.optim.Adagrad(weights, lr=0.1, initial_accumulator_value=0.5)
+    optimizer = SparseOptimizer(inner, "acdc", sparsity=0.5, total_steps=100, storage=storage)
+    train(optimizer, weights, 0, 15)
+    assert optimizer.density == 1.0
+    for entry in optimizer.state_dict()["state"].values():
+        assert (entry["sum"] == 0.5).all() and entry["step"] == 0
+    train(optimizer, weights, 15, 30)
+
+
 def test_state_is_kept_at_decompression_where_that_is_asked_for() -> None:
     _, optimizer = run_to(15, reset_state=False)
     assert optimizer.density == 1.0 and len(optimizer.state) == 2

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ..positions import count
 from ..shards import whole
 
-__all__ = ["ELEMENTWISE", "NEUTRAL", "StateTable", "state_of"]
+__all__ = ["ELEMENTWISE", "NEUTRAL", "StateTable", "forget_state", "state_of"]
 
 NEUTRAL: dict[str, float | str] = {
     # key of element-wise optimizer state -> the value of an entry that has seen no gradient:
@@ -109,6 +109,17 @@ def state_of(inner: Optimizer) -> Any:
     optimizer: Any = inner
     nested = type(inner).__name__ == "ZeroRedundancyOptimizer"
     return optimizer.optim.state if nested else optimizer.state
+
+
+def forget_state(inner: Optimizer) -> None:
+    """Let every parameter start again, as before its first step."""
+    if not isinstance(inner, torch.optim.Adagrad):
+        state_of(inner).clear()
+        return
+    # Adagrad of older torch makes its state when it is built, and misses it afterwards
+    for entry in filter(None, state_of(inner).values()):
+        entry["step"].zero_()
+        entry["sum"].fill_(inner.defaults["initial_accumulator_value"])
 
 
 class StateTable:
