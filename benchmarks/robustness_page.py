@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import low_sparsity_page
+import robustness_sections
 import table8
+from robustness_numbers import spread
 from runner import finished
 from scipy.stats import ttest_ind
 
@@ -52,14 +55,6 @@ COLUMNS = {
     "imagenet": "19 × 5, ImageNet's constants",
     "weiss": "15 types of Weiss & Tonella",
 }
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation; a dash for nothing."""
-    if not values:
-        return "–"
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
 
 
 def verdict(sparse: Sequence[float], dense: Sequence[float]) -> str:
@@ -196,7 +191,7 @@ def figure_table8(lines: Sequence[Line]) -> None:
 
 
 def page() -> str:
-    parts = [HEAD, section_table8(finished(table8.DATA))]
+    parts = [HEAD, section_table8(finished(table8.DATA)), *robustness_sections.sections()]
     return "\n".join(parts)
 
 
@@ -208,6 +203,7 @@ def main() -> None:
     PAGE.write_text(page())
     FIGURES.mkdir(exist_ok=True)
     figure_table8(finished(table8.DATA))
+    low_sparsity_page.figures(FIGURES)
 
 
 if __name__ == "__main__":

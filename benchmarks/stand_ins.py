@@ -3,6 +3,7 @@
 | made here | from | in the layout of |
 |---|---|---|
 | scenes: clothes on photographs, masks | Fashion-MNIST, scikit-image, scikit-learn | VOC 2012 |
+| portraits: one piece of clothing on a photograph | the same | images in memory |
 | clips: clothes that move over photographs | the same | UCF101 |
 | renditions and selections of clothes | Fashion-MNIST | ImageNet-R and -V2 |
 
@@ -143,6 +144,24 @@ def outline(covered: Array) -> Array:
 def palette() -> Array:
     """256 colors that can be told apart; the values of a mask are its classes whatever they are."""
     return np.random.default_rng(0).integers(0, 256, (256, 3), dtype=np.uint8)
+
+
+def portraits(count: int = 6000, side: int = 48) -> tuple[Array, Array]:
+    """uint8 (count, side, side, 3): one piece of clothing on each, and which of the six it is."""
+
+    def write(root: Path) -> None:
+        random = np.random.default_rng(0)
+        pictures, kinds = np.empty((count, side, side, 3), np.uint8), np.empty(count, np.int64)
+        for picture, number in zip(pictures, range(count), strict=True):
+            picture[:] = crop(TRAIN, side, random)
+            pixels, kinds[number] = item("train", ITEMS, random)
+            extent = int(random.integers(5 * side // 8, side))
+            top, left = random.integers(0, side - extent + 1, 2)
+            paste(picture, enlarged(pixels, extent), int(top), int(left))
+        np.savez(root / "portraits.npz", pictures=pictures, kinds=kinds)
+
+    with np.load(kept(f"portraits-{count}-{side}", write) / "portraits.npz") as file:
+        return file["pictures"], file["kinds"]
 
 
 # --- clips --------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def cifar100(root: Path, device: str, epochs: int = 160, workers: int = 8) -> Ta
     )
 
     def robustness(model: nn.Module) -> RobustnessReport:
-        return evaluate(model, corrupted, clean=clean, workers=workers)
+        return evaluate(model, corrupted, clean=clean, workers=workers, progress=False)
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
         return loader

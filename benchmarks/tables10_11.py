@@ -82,13 +82,15 @@ def write_folders(root: Path, each: int) -> None:
     random = np.random.default_rng(0)
     for kind in range(10):
         own = np.flatnonzero(labels == kind)
+        ranked = own[np.argsort(-sure[own])]
+        likely = ranked[: max(each, int((sure[own] >= 0.7).sum()))]
         for number, index in enumerate(random.choice(own, each, replace=False)):
             name = list(RENDITIONS)[number % len(RENDITIONS)]
             picture = RENDITIONS[name](pixels[index])
             save(root / "imagenet-r" / WNIDS[kind] / f"{name}_{number}.jpg", picture)
         for variant, chosen in {
-            "top-images": own[np.argsort(-sure[own])[:each]],
-            "threshold0.7": random.choice(own[sure[own] >= 0.7], each, replace=False),
+            "top-images": ranked[:each],
+            "threshold0.7": random.choice(likely, each, replace=False),
             "matched-frequency": random.choice(own, each, replace=False),
         }.items():
             folder = root / f"imagenetv2-{variant}-format-val" / str(OUTPUTS[kind])
