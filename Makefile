@@ -60,8 +60,10 @@ demo: $(VENV)/.demo ## dense, SET and RigL on Fashion-MNIST; make demo ARGS="--d
 quickstart: $(VENV)/.demo ## examples/quickstart.py: the digits, in seconds
 	$(BIN)/python examples/quickstart.py
 
-docs: $(VENV)/.test ## run every example in the docstrings and in README.md
-	$(BIN)/python -m pytest -q sparseopt tests/test_readme.py $(ARGS)
+docs: $(VENV)/.test ## the site, into build/site, warnings as errors; then run every example in it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m pytest -q sparseopt tests/test_readme.py tests/test_docs_site.py $(ARGS)
+	@echo "to read it: $(BIN)/python -m http.server -d build/site"
 
 benchmarks: $(VENV)/.test ## run every script in benchmarks/
 	@set -e; for script in $$(grep -ls '^if __name__' benchmarks/*.py); do \

@@ -13,8 +13,11 @@ from .optimizer import SparseOptimizer
 
 __all__ = ["LightningCallback", "TrainerCallback", "metrics", "sparse_optimizer"]
 
-LightningCallback: Any  # made when asked for, by __getattr__ below
+# Made when they are asked for, by __getattr__ below.
+LightningCallback: Any
+"""Logs sparsity, churn and exploration rate in Lightning: ``Trainer(callbacks=[...])``."""
 TrainerCallback: Any
+"""Adds the same to the logs of the Hugging Face Trainer: ``Trainer(callbacks=[...])``."""
 
 
 def sparse_optimizer(optimizer: Any) -> SparseOptimizer | None:

@@ -31,6 +31,8 @@ COMMON = (
 """Fields of Algorithm that every recipe takes as options."""
 
 Recipe = Callable[..., Algorithm]
+"""A function of the target sparsity, and of options by keyword, that returns an Algorithm."""
+
 RECIPES: dict[str, Recipe] = {}
 
 

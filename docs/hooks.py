@@ -1,0 +1,65 @@
+"""What the docs site does to the files of the repository, so that they read well in both places.
+
+Hooks of mkdocs (see mkdocs.yml): `FOLDER/*` in the navigation stands for every page of the folder,
+the project's own pages are taken from the root, links follow, and blocks with prompts are coloured
+as such.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+FROM_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md")
+LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
+PROMPT = re.compile(r"^```python\n(?=>>> )", re.MULTILINE)
+
+
+def expanded(nav: Any, docs: Path) -> Any:
+    """The navigation with every `FOLDER/*` replaced by the pages of the folder, README first."""
+    if isinstance(nav, list):
+        return [expanded(entry, docs) for entry in nav]
+    if isinstance(nav, dict):
+        return {title: expanded(entry, docs) for title, entry in nav.items()}
+    if not nav.endswith("/*"):
+        return nav
+    pages = sorted(
+        (docs / nav[:-2]).glob("*.md"), key=lambda page: (page.name != "README.md", page)
+    )
+    return [page.relative_to(docs).as_posix() for page in pages]
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    config.nav = expanded(config.nav, Path(config.docs_dir))
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for name in FROM_ROOT:
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    where = {file.abs_src_path: file for file in files}
+
+    def followed(found: re.Match[str]) -> str:
+        target = (Path(page.file.abs_src_path).parent / found["target"]).resolve()
+        if str(target) in where:
+            uri = os.path.relpath(where[str(target)].src_uri, Path(page.file.src_uri).parent)
+            return f"[{found['text']}]({uri}{found['anchor'] or ''})"
+        if not target.exists() or not target.is_relative_to(ROOT):
+            return found[0]  # mkdocs says what is wrong with it
+        path = target.relative_to(ROOT).as_posix()
+        if config.repo_url:
+            return f"[{found['text']}]({config.repo_url.rstrip('/')}/blob/main/{path})"
+        return found["text"] if path in found["text"] else f"{found['text']} (`{path}`)"
+
+    return PROMPT.sub("```pycon\n", LINK.sub(followed, markdown))
