@@ -1,9 +1,10 @@
 """Test accuracy by distribution: how the same number of weights is shared out over the layers.
 
-    python benchmarks/distributions.py       # about 10 minutes on one core; restart to go on
+    python benchmarks/distributions.py       # about 20 minutes on one core; restart to go on
 
-The training of accuracy.py, with `set` and `rigl` and each of uniform, er and erk in turn. Writes
-benchmarks/results/distributions.jsonl; docs/tables.py makes a table of it.
+The training of accuracy.py, with each of uniform, er and erk in turn: for two recipes whose default
+is erk and two whose default is uniform. Writes benchmarks/results/distributions.jsonl;
+docs/tables.py makes a table of it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def runs() -> list[dict[str, Any]]:
         }
         for seed in SEEDS
         for network in ("mlp", "cnn")
-        for recipe in ("set", "rigl")
+        for recipe in ("set", "rigl", "gmp", "chts")
         for sparsity in SPARSITIES
         for distribution in ("uniform", "er", "erk")
     ]  # fmt: skip

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sparseopt import Algorithm, algorithms, available
 from sparseopt.algorithms.registry import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,24 +26,78 @@ PLACE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.
 STORAGES = ("masked", "compact", "auto")
 
 
+def accuracies(file: str, **wanted: Any) -> list[float]:
+    """The accuracy of every seed, in percent."""
+    lines = (RESULTS / file).read_text().splitlines()
+    return [
+        run["result"]["accuracy"]
+        for run in map(json.loads, lines)
+        if all(run["run"][key] == value for key, value in wanted.items())
+    ]
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
 def accuracy() -> str:
-    """Dense beside three methods at two sparsities, from accuracy.jsonl."""
-    lines = (RESULTS / "accuracy.jsonl").read_text().splitlines()
-    runs = [json.loads(line) for line in lines]
+    """Dense beside three methods at two sparsities."""
 
     def cell(recipe: str, sparsity: float) -> str:
-        values = [
-            run["result"]["accuracy"]
-            for run in runs
-            if (run["run"]["network"], run["run"]["recipe"]) == ("mlp", recipe)
-            and run["run"]["sparsity"] == sparsity
-        ]
-        return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+        found = accuracies("accuracy.jsonl", network="mlp", recipe=recipe, sparsity=sparsity)
+        return spread(found)
 
     rows = ["| | dense | `static` | `set` | `rigl` |", "|---|---|---|---|---|"]
     for sparsity in (0.9, 0.98):
         cells = [cell("dense", 0.0), *(cell(name, sparsity) for name in ("static", "set", "rigl"))]
         rows.append(f"| S = {sparsity} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def choosing() -> str:
+    """What every recipe costs, and how far below dense it ends, in points of accuracy."""
+    places = [(network, sparsity) for network in ("mlp", "cnn") for sparsity in (0.5, 0.9, 0.98)]
+    heads = [f"{network.upper()} {sparsity}" for network, sparsity in places]
+    rows = [
+        f"| recipe | starts at | mean density | dense gradients | {' | '.join(heads)} |",
+        "|---" * (4 + len(places)) + "|",
+    ]
+    for recipe in available():
+        make = algorithms.find(recipe)
+        made = make(0.9) if recipe != "nm" else make(0.5, n=2, m=4)
+        mean = statistics.mean(made.density(step / 1000) for step in range(1000))
+        cells = [f"{made.density(0.0):.2f}", f"{mean:.2f}", dense_gradients(made)]
+        cells += [below_dense(recipe, *place) for place in places]
+        rows.append(f"| [`{recipe}`](algorithms/{recipe}.md) | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def dense_gradients(algorithm: Algorithm) -> str:
+    if algorithm.observe is not None:
+        return "every step"
+    return "at updates" if getattr(algorithm.grow, "needs_gradient", False) else "-"
+
+
+def below_dense(recipe: str, network: str, sparsity: float) -> str:
+    found = accuracies("accuracy.jsonl", network=network, recipe=recipe, sparsity=sparsity)
+    dense = accuracies("accuracy.jsonl", network=network, recipe="dense")
+    return f"{statistics.mean(found) - statistics.mean(dense):+.1f}" if found else "-"
+
+
+def by_distribution() -> str:
+    """Accuracy with the same number of weights, shared out in three ways."""
+    names = ("uniform", "er", "erk")
+    rows = [f"| | recipe | S | {' | '.join(names)} |", "|---" * 6 + "|"]
+    for network in ("mlp", "cnn"):
+        for recipe in ("set", "rigl", "gmp", "chts"):
+            for sparsity in (0.9, 0.98):
+                wanted = {"network": network, "recipe": recipe, "sparsity": sparsity}
+                cells = [
+                    spread(accuracies("distributions.jsonl", distribution=name, **wanted))
+                    for name in names
+                ]
+                line = [network.upper(), f"`{recipe}`", str(sparsity), *cells]
+                rows.append(f"| {' | '.join(line)} |")
     return "\n".join(rows)
 
 
@@ -128,6 +183,61 @@ def peers(key: str) -> Callable[[], str]:
     return table_of
 
 
+def fastest_peer() -> str:
+    """Ours beside the fastest of the others; the faster one is bold."""
+    found = speed_rows("peers.json")
+    lines = [
+        "| optimizer | S | `step()`: sparseopt | fastest other | iteration: sparseopt "
+        "| fastest other |",
+        "|---" * 6 + "|",
+    ]
+    for one in dict.fromkeys((row["optimizer"], row["sparsity"]) for row in found):
+        rows = [row for row in found if (row["optimizer"], row["sparsity"]) == one]
+        cells = [*map(str, one), *faster(rows, "step"), *faster(rows, "iteration")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def faster(rows: list[dict[str, Any]], key: str) -> tuple[str, str]:
+    """Our ratio and the smallest of the others' with its name, the smaller one bold."""
+    ratios = {row["peer"]: row[key]["ratio"] for row in rows if key in row}
+    ours = ratios.pop("sparseopt")
+    name = min(ratios, key=ratios.__getitem__)
+    ours_shown, other = f"{ours:.2f}", f"{ratios[name]:.2f}"
+    if ours <= ratios[name]:
+        return f"**{ours_shown}**", f"{other} {name}"
+    return ours_shown, f"**{other}** {name}"
+
+
+def beside_sparselab() -> str:
+    """Speed-up over dense, whole steps: ours by default, ours with deferred weights, sparselab."""
+    rows = json.loads((RESULTS / "compute.json").read_text())["rows"]
+    keys = ("sparse", "deferred", "sparselab")
+    batches = list(dict.fromkeys(row["batch"] for row in rows))
+    lines = ["| optimizer | S |" + "".join(f" batch {batch} |" for batch in batches)]
+    lines.append("|---" * (2 + len(batches)) + "|")
+    for one in dict.fromkeys((row["optimizer"], row["sparsity"]) for row in rows):
+        of = {row["batch"]: row["speedup"] for row in rows
+              if (row["optimizer"], row["sparsity"]) == one}  # fmt: skip
+        cells = [" / ".join(f"{of[batch][key]['ratio']:.1f}" for key in keys) for batch in batches]
+        lines.append(f"| {one[0]} | {one[1]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cells_reproduced() -> str:
+    """Tables 4-7: cells by verdict and table."""
+    cells = json.loads((RESULTS / "flops_tables.json").read_text())["cells"]
+    verdicts = ("printed digit", "within 2 %", "not reproduced")
+    lines = ["| table | printed digit | within 2 % | not reproduced |", "|---|---|---|---|"]
+    for table_number in sorted({cell["table"] for cell in cells}):
+        counts = [
+            sum(cell["table"] == table_number and cell["verdict"] == verdict for cell in cells)
+            for verdict in verdicts
+        ]
+        lines.append(f"| {table_number} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines)
+
+
 def memory() -> str:
     """Megabytes held and needed at the peak, a row for each storage."""
     rows = json.loads((RESULTS / "memory.json").read_text())["megabytes"]
@@ -146,6 +256,41 @@ def source(file: str = "speed.json") -> str:
     )
 
 
+SHARED = ("same training", "every recipe", "compact storage", "accumulation", "clipping", "resume")
+
+
+def stacks_run() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / "stacks.json").read_text())
+    return found
+
+
+def stacks() -> str:
+    """What was run of every stack: common features as columns, its own as a list."""
+    of_stack: dict[str, dict[str, list[str]]] = {}
+    for one in stacks_run()["tests"]:
+        of_stack.setdefault(one["stack"], {}).setdefault(one["feature"], []).append(one["test"])
+    order = sorted(of_stack, key=lambda name: ("refused" in of_stack[name], name.casefold()))
+    rows = [f"| stack | {' | '.join(SHARED)} | also | example | tests |"]
+    rows.append("|---" * (4 + len(SHARED)) + "|")
+    return "\n".join(rows + [stack_row(name, dict(of_stack[name])) for name in order])
+
+
+def stack_row(name: str, tests: dict[str, list[str]]) -> str:
+    shown = [test.partition("::test_")[2] for test in tests.pop("example", [])]
+    examples = [f"`with_{test}.py`" for test in shown]
+    files = sorted({Path(test.partition("::")[0]).name for found in tests.values() for test in found})
+    cells = ["yes" if feature in tests else "" for feature in SHARED]
+    own = ", ".join(sorted(tests.keys() - {*SHARED}, key=str.casefold))
+    return f"| {' | '.join([name, *cells, own, *examples or [''], ', '.join(f'`{f}`' for f in files)])} |"
+
+
+def stacks_source() -> str:
+    versions = dict(stacks_run()["versions"])
+    python = versions.pop("python")
+    shown = ", ".join(f"{package} {number}" for package, number in versions.items() if number)
+    return f"{shown}, Python {python}, on CPU, with gloo between two processes."
+
+
 def diff(path: Path) -> Callable[[], str]:
     """A change that tests/test_third_party.py makes, as it is."""
     return lambda: f"```diff\n{path.read_text()}```"
@@ -155,6 +300,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "recipes": table,
     "recipes-beside": lambda: table(""),
     "accuracy": accuracy,
+    "choosing": choosing,
+    "by-distribution": by_distribution,
     "speed": speed,
     "storage-step": storage("step"),
     "storage-total": storage("total"),
@@ -167,7 +314,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers-step": peers("step"),
     "peers-iteration": peers("iteration"),
     "peers-source": lambda: source("peers.json"),
+    "fastest-peer": fastest_peer,
+    "beside-sparselab": beside_sparselab,
+    "compute-source": lambda: source("compute.json"),
+    "cells-reproduced": cells_reproduced,
 }
+TABLES |= {"stacks": stacks, "stacks-source": stacks_source}
 TABLES |= {f"diff-{path.stem}": diff(path) for path in THIRD_PARTY.glob("*.diff")}
 
 
