@@ -13,8 +13,9 @@ of 224 x 224 pixels. The appendix prints no table for video and no sparsity: 0.5
 
 The stand-in (stand_ins.py): 480 clips of clothes that move over photographs, 12 classes made of
 three pieces of clothing and four directions, so that neither a frame alone nor motion alone tells
-the class; 3D ResNet50 of an eighth of the width, 8 frames of 32 x 32 pixels, 20 epochs, an update
-every 12 steps. Writes benchmarks/results/corrupted_video.jsonl.
+the class; 8 frames of 32 x 32 pixels, 20 epochs, learning rate 0.02, an update every 12 steps. The
+network is a 3D ResNet of three bottlenecks, those of the 3D ResNet50; that one itself, thin, does
+not learn from so few clips. Writes benchmarks/results/corrupted_video.jsonl.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from training import Batches, fit, sparse
 from sparseopt.robustness import CorruptedUCF101, evaluate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-from models import i3d_resnet50, resnet50_3d  # noqa: E402
+from models import Bottleneck3d, i3d_resnet50, resnet50_3d  # noqa: E402
 
 DATA = RESULTS / "corrupted_video.jsonl"
 SEEDS = (0, 1, 2)
@@ -119,11 +119,23 @@ def measure(run: dict[str, Any], task: Task) -> dict[str, Any]:
     }
 
 
-def stand_in(network: str, smoke: bool = False) -> Task:
+def small_resnet3d(num_classes: int) -> nn.Sequential:
+    """A stem and three bottlenecks with 3 x 3 x 3 convolutions; time is halved twice."""
+    return nn.Sequential(
+        nn.Conv3d(3, 16, (3, 5, 5), (1, 2, 2), padding=(1, 2, 2), bias=False),
+        nn.BatchNorm3d(16), nn.ReLU(),
+        Bottleneck3d(16, 8, (1, 3), (1, 1, 1)),
+        Bottleneck3d(32, 16, (1, 3), (2, 2, 2)),
+        Bottleneck3d(64, 32, (1, 3), (2, 2, 2)),
+        nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(128, num_classes),
+    )  # fmt: skip
+
+
+def stand_in(smoke: bool = False) -> Task:
     if smoke:
-        small = partial(NETWORKS[network], width=1 / 32)
-        return Task(stand_ins.clips(24, 12, 40, 16), small, 2, 2, 32, perturbations=("jumble",))
-    return Task(stand_ins.clips(), partial(NETWORKS[network], width=1 / 8), 20, 12, 32)
+        small = stand_ins.clips(24, 12, 40, 16)
+        return Task(small, small_resnet3d, 2, 2, 32, 0.02, perturbations=("jumble",))
+    return Task(stand_ins.clips(), small_resnet3d, 20, 12, 32, 0.02)
 
 
 def runs(sparsity: float = 0.5, seeds: tuple[int, ...] = SEEDS) -> list[dict[str, Any]]:
@@ -138,7 +150,7 @@ def runs(sparsity: float = 0.5, seeds: tuple[int, ...] = SEEDS) -> list[dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with UCF-101 and ucfTrainTestlist")
-    parser.add_argument("--network", choices=list(NETWORKS), default="resnet3d")
+    parser.add_argument("--network", choices=list(NETWORKS), default="resnet3d", help="with --data")
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=80, help="with --data")
     parser.add_argument("--device", default="cpu")
@@ -153,8 +165,7 @@ def main() -> None:
         )  # fmt: skip
     else:
         torch.set_num_threads(1)
-        task = stand_in(arguments.network, arguments.smoke)
-        name += "" if arguments.network == "resnet3d" else f"-{arguments.network}"
+        task = stand_in(arguments.smoke)
     if arguments.smoke:
         listed, name = runs(arguments.sparsity, (0,))[:2], f"{name}-smoke"
     work_off(listed, lambda run: measure(run, task), RESULTS / f"{name}.jsonl")

@@ -172,8 +172,8 @@ def section_video(lines: Sequence[Line]) -> str:
             "## Corrupted video\n",
             "Stand-in for corrupted UCF101: clips of clothes that move over photographs, twelve "
             "classes of three pieces of clothing and four directions (chance is 8.3 %), a 3D "
-            "ResNet50 of an eighth of the width, SET and RigL at sparsity 0.5; the 16 "
-            f"perturbations at severities 1 to 4, {seeds_of(lines)}. The pixels are real, the "
+            "ResNet of three bottlenecks, SET and RigL at sparsity 0.5; the 16 perturbations at "
+            f"severities 1 to 4, {seeds_of(lines)}. The pixels are real, the "
             "motion is not. The appendix prints no numbers for video.\n",
             *table(["perturbation", *(LABELS[method] for method in methods)], rows),
             f"At least as robust as dense: {'; '.join(said)}.\n",
