@@ -15,9 +15,10 @@ from torch import Tensor
 from . import topologies
 from .algorithms import Algorithm
 from .distributions import counts
+from .gathered import Gathered, gathered
 from .layers import Layer
 from .scores import Context
-from .shards import gathered, is_sharded, shard_like, whole
+from .shards import cut_alike, is_sharded, shard_like, whole
 from .update import Change, plan
 
 __all__ = ["Pool", "check_length", "check_names"]
@@ -36,7 +37,7 @@ class Pool:
         Raises:
             ValueError: If a given topology does not fit the layers or the sparsity.
         """
-        if any(is_sharded(layer.weight) for layer in self.layers):
+        if self._sharded and not self._cut_by_rows:
             return self.gathered().first_masks(context, total_steps, every)
         if self.algorithm.check is not None:
             self.algorithm.check(self.layers)
@@ -92,11 +93,20 @@ class Pool:
 
     def plan(self, context: Context, total_steps: int | None, every: int) -> list[Change]:
         """The changes that one update makes, without making them."""
-        if any(is_sharded(layer.weight) for layer in self.layers):
+        takes_shards = getattr(self.algorithm.exchange, "takes_shards", False)
+        if self._sharded and not (self._cut_by_rows and takes_shards):
             return self._plan_whole(context, total_steps, every)
         levels = self.algorithm.levels(context.step, total_steps, every)
         layers = [layer for layer in self.layers if self._takes_part(layer)]
         return plan(layers, self.algorithm, levels, context) if layers else []
+
+    @property
+    def _sharded(self) -> bool:
+        return any(is_sharded(layer.weight) for layer in self.layers)
+
+    @property
+    def _cut_by_rows(self) -> bool:
+        return cut_alike([layer.weight for layer in self.layers])
 
     def gathered(self) -> Pool:
         """The same with whole layers instead of shards."""
@@ -107,9 +117,9 @@ class Pool:
         pool = self.gathered()
         ours = {layer.key: layer for layer in self.layers}
         changes = pool.plan(context, total_steps, every)
-        for seen in pool.layers:  # marks that an exchange leaves on a layer
-            kept = ours[seen.key].extras
-            kept |= {name: value for name, value in seen.extras.items() if value.ndim == 0}
+        for seen in pool.layers:
+            if isinstance(seen, Gathered):
+                ours[seen.key].extras |= seen.marks()
         return [
             dataclasses.replace(
                 change,

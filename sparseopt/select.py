@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .parts import Parts, divided
 from .positions import compress
 from .positions import count as _true
+from .shards import local, takes_shards
 
-__all__ = ["choose", "sample", "top_k"]
+__all__ = ["choose", "choose_across", "sample", "top_k", "top_k_across"]
 
 
+@takes_shards
 def top_k(score: Tensor, k: int) -> Tensor:
     """The k largest scores; among equal scores the lower position wins.
 
@@ -40,21 +44,32 @@ def top_k(score: Tensor, k: int) -> Tensor:
         >>> top_k(torch.tensor([0.5, 2.0, 0.5, 0.1]), 2)
         tensor([ True,  True, False, False])
     """
-    flat = _flat(score)
-    k = _count(k, flat.numel(), "entries")
-    _refuse_nan(flat)
+    return top_k_across([score], k)[0]
+
+
+def top_k_across(scores: Sequence[Tensor], k: int) -> list[Tensor]:
+    """The k largest scores of several tensors in one ranking; ties by tensor, then by position.
+
+    Arguments, result and errors as `top_k`.
+
+    Example:
+        >>> top_k_across([torch.tensor([0.5, 2.0]), torch.tensor([0.5, 0.1])], 2)
+        [tensor([True, True]), tensor([False, False])]
+    """
+    flat, parts = _joined([_flat(score) for score in scores]), Parts.of(scores)
+    k = _count(k, parts.numel, "entries")
+    _refuse_nan(flat, parts)
     if k == 0:
-        return torch.zeros(score.shape, dtype=torch.bool, device=score.device)
-    threshold = _kth_largest(flat, k)
+        return divided(torch.zeros_like(flat, dtype=torch.bool), scores)
+    threshold = parts.kth_largest(flat, k) if parts.like is not None else _kth_largest(flat, k)
     if threshold == -math.inf:
-        _count(k, _true(flat > threshold), "entries above -inf")
+        _count(k, parts.total(_true(flat > threshold)), "entries above -inf")
     chosen = flat >= threshold
-    surplus = _true(chosen) - k
+    surplus = parts.total(_true(chosen)) - k
     if surplus:
         # torch.topk promises no order among equals: give up the ties with the highest positions.
-        ties = (flat == threshold).nonzero().view(-1)
-        chosen[ties[-surplus:]] = False
-    return chosen.view(score.shape)
+        chosen[parts.last(flat == threshold, surplus)] = False
+    return divided(chosen, scores)
 
 
 def sample(
@@ -116,6 +131,7 @@ def sample(
     return mask.view(score.shape)
 
 
+@takes_shards
 def choose(candidates: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """k of the true entries, drawn uniformly without replacement.
 
@@ -138,20 +154,32 @@ def choose(candidates: Tensor, k: int, generator: torch.Generator) -> Tensor:
         >>> choose(torch.tensor([True, False, True, True]), 2, generator).sum()
         tensor(2)
     """
+    return choose_across([candidates], k, generator)[0]
+
+
+def choose_across(candidates: Sequence[Tensor], k: int, generator: torch.Generator) -> list[Tensor]:
+    """k of the true entries of several tensors, drawn uniformly without replacement.
+
+    Arguments, result and errors as `choose`.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> choose_across([torch.tensor([True, False]), torch.tensor([False])], 1, generator)
+        [tensor([ True, False]), tensor([False])]
+    """
     _check_generator(generator)
-    flat = _mask(candidates, candidates)
-    total = _true(flat)
-    k = _count(k, total, "candidates")
-    if 2 * total > flat.numel() and 2 * k < total:
-        return _rejected(flat, k, generator).view(candidates.shape)
-    drawn = _distinct(total, k, generator).to(flat.device)
-    if total == flat.numel():
-        return drawn.view(candidates.shape)
-    mask = torch.zeros_like(flat)
-    return mask.masked_scatter_(flat, drawn).view(candidates.shape)
+    flat, parts = _joined([_mask(one, one) for one in candidates]), Parts.of(candidates)
+    among = parts.among(flat)
+    k = _count(k, among.numel, "candidates")
+    if 2 * among.numel > parts.numel and 2 * k < among.numel:
+        return divided(_rejected(flat, k, generator, parts), candidates)
+    drawn = _distinct(among, k, generator).to(flat.device)
+    if among.numel < parts.numel:
+        drawn = torch.zeros_like(flat).masked_scatter_(flat, drawn)
+    return divided(drawn, candidates)
 
 
-def _rejected(candidates: Tensor, k: int, generator: torch.Generator) -> Tensor:
+def _rejected(candidates: Tensor, k: int, generator: torch.Generator, parts: Parts) -> Tensor:
     """k candidates at random where most entries are: any entry is drawn, the others rejected.
 
     Ten times faster than counting out the candidates; by symmetry as uniform.
@@ -159,23 +187,24 @@ def _rejected(candidates: Tensor, k: int, generator: torch.Generator) -> Tensor:
     drawn = torch.zeros_like(candidates)
     missing = k
     while missing:
-        places = torch.randint(candidates.numel(), (missing,), generator=generator)
+        places = parts.here(torch.randint(parts.numel, (missing,), generator=generator))
         places = places.to(candidates.device)
         fits = candidates.index_select(0, places)
         drawn.index_fill_(0, compress(places, fits), True)
-        missing = k - _true(drawn)
+        missing = k - parts.total(_true(drawn))
     return drawn
 
 
-def _distinct(total: int, k: int, generator: torch.Generator) -> Tensor:
-    """k of ``total`` positions at random; a position drawn twice is drawn again."""
-    if 2 * k > total:
-        return ~_distinct(total, total - k, generator)
-    drawn = torch.zeros(total, dtype=torch.bool)
+def _distinct(parts: Parts, k: int, generator: torch.Generator) -> Tensor:
+    """k of all positions at random; a position drawn twice is drawn again."""
+    if 2 * k > parts.numel:
+        return ~_distinct(parts, parts.numel - k, generator)
+    drawn = torch.zeros(sum(parts.sizes), dtype=torch.bool)
     missing = k
     while missing:
-        drawn[torch.randint(total, (missing,), generator=generator)] = True
-        missing = k - _true(drawn)
+        places = torch.randint(parts.numel, (missing,), generator=generator)
+        drawn[parts.here(places)] = True
+        missing = k - parts.total(_true(drawn))
     return drawn
 
 
@@ -206,7 +235,7 @@ def _flat(score: Tensor) -> Tensor:
     if not isinstance(score, Tensor) or score.is_complex():
         kind = score.dtype if isinstance(score, Tensor) else type(score).__name__
         raise TypeError(f"score must be a real tensor, not {kind}")
-    flat = score.detach().reshape(-1)
+    flat = local(score.detach()).reshape(-1)
     if flat.dtype in (torch.float32, torch.float64):
         return flat
     return flat.float() if flat.is_floating_point() else flat.double()
@@ -222,7 +251,11 @@ def _mask(candidates: Tensor | None, score: Tensor) -> Tensor:
     if candidates.shape != score.shape:
         given, wanted = tuple(candidates.shape), tuple(score.shape)
         raise ValueError(f"candidates of shape {given} must have the shape of the score, {wanted}")
-    return candidates.detach().reshape(-1)
+    return local(candidates.detach()).reshape(-1)
+
+
+def _joined(flat: Sequence[Tensor]) -> Tensor:
+    return flat[0] if len(flat) == 1 else torch.cat([*flat])
 
 
 def _count(k: int, most: int, what: str) -> int:
@@ -247,10 +280,11 @@ def _check_generator(generator: torch.Generator) -> None:
         )
 
 
-def _refuse_nan(flat: Tensor) -> None:
+def _refuse_nan(flat: Tensor, parts: Parts) -> None:
     # The maximum is NaN when any entry is, and costs a fifth of isnan().any().
-    if flat.numel() and math.isnan(flat.max()):
-        raise ValueError(f"score holds {_true(flat.isnan())} NaN, which cannot be ranked")
+    if parts.total(int(flat.numel() and math.isnan(flat.max()))):
+        number = parts.total(_true(flat.isnan()))
+        raise ValueError(f"score holds {number} NaN, which cannot be ranked")
 
 
 def _refuse_unfit(worth: Tensor) -> None:

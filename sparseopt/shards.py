@@ -1,31 +1,38 @@
 """Tensors of which this process holds a part (DTensor): FSDP2's parameters, and masks like them.
 
 Masks, moments and whatever a recipe keeps have the parameter's own placement, so that a step
-touches local memory only. A topology update works on whole layers, gathered for its duration: every
-process then takes the same decisions as a single one would.
+touches local memory only. So does a topology update, as far as its parts declare with
+``takes_shards`` that a part of the rows is enough for them; the others see one whole layer at a
+time, of which only what they look at is gathered. All processes take the decisions that a single
+one would.
 """
 
 from __future__ import annotations
 
-import copy
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .layers import Layer
-
 __all__ = [
-    "gathered",
+    "cut_alike",
+    "end_to_end",
+    "first_row",
     "is_sharded",
     "local",
+    "part_of",
     "refuse_placement",
+    "row_of_each",
     "shard_like",
+    "sum_over",
+    "takes_shards",
     "version",
     "whole",
 ]
+
+Part = TypeVar("Part")
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -71,15 +78,67 @@ def placement(tensor: Any) -> tuple[Any, Any]:
     return tensor.device_mesh, tuple(tensor.placements)
 
 
-def gathered(layer: Layer) -> Layer:
-    """The whole layer, for a topology update; the layer itself where nothing is sharded."""
-    if not is_sharded(layer.weight):
-        return layer
-    seen = copy.copy(layer)
-    seen.weight = whole(layer.weight).requires_grad_(layer.weight.requires_grad)
-    seen.mask, seen.gradient = whole(layer.mask), whole(layer.gradient)
-    seen.extras = {name: whole(value) for name, value in layer.extras.items()}
-    return seen
+def part_of(value: Tensor, like: Any) -> Tensor:
+    """This process's part, as a tensor of the shape and the shards of ``like``."""
+    if not is_sharded(like):
+        return value
+    from torch.distributed.tensor import DTensor
+
+    stride = torch.empty(like.shape, device="meta").stride()
+    return DTensor.from_local(value, *placement(like), shape=like.shape, stride=stride)
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def cut_alike(tensors: Sequence[Any]) -> bool:
+    """Whether all tensors are cut by rows, over the same processes."""
+    if not all(is_sharded(tensor) for tensor in tensors):
+        return False
+    mesh, places = placement(tensors[0])
+    return places[0].is_shard(0) and all(placement(one) == (mesh, places) for one in tensors)
+
+
+def first_row(tensor: Any) -> int:
+    """Number of the first row that is here; the number of all rows where none is."""
+    mesh = tensor.device_mesh
+    each = -(-len(tensor) // mesh.size())  # as torch.chunk cuts
+    return min(each * mesh.get_local_rank(), len(tensor))
+
+
+def sum_over(numbers: Tensor, like: Any) -> Tensor:
+    """The sum over the processes of ``like``."""
+    numbers = numbers.to(like.device, copy=True)
+    torch.distributed.all_reduce(numbers, group=like.device_mesh.get_group())
+    return numbers
+
+
+def row_of_each(numbers: Tensor, like: Any) -> Tensor:
+    """One row from each of the processes of ``like``."""
+    numbers, mesh = numbers.to(like.device), like.device_mesh
+    rows = [torch.empty_like(numbers) for _ in range(mesh.size())]
+    torch.distributed.all_gather(rows, numbers, group=mesh.get_group())
+    return torch.stack(rows)
+
+
+def end_to_end(values: Tensor, like: Any) -> Tensor:
+    """The vectors of all the processes of ``like``, of any lengths, one after the other."""
+    if not is_sharded(like):
+        return values
+    lengths = row_of_each(torch.tensor(len(values)), like).tolist()
+    padded = values.new_zeros(max(lengths))
+    padded[: len(values)] = values
+    rows = row_of_each(padded, like)
+    return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
+
+
+def takes_shards(part: Part) -> Part:
+    """Declare that a function, or the objects of a class, give right answers for sharded layers."""
+    part.takes_shards = True  # type: ignore[attr-defined]
+    return part
+
+
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def refuse_placement(name: str, weight: Any) -> None:

@@ -3,27 +3,29 @@
 An update first settles every layer at the density that the schedule asks for (most recipes:
 nothing to do), then exchanges weights: the worst are dropped in all layers, and only then are new
 ones grown, because percolation and budgets look across layers. Nothing is written: the result is a
-list of :class:`Change`, which the storage carries out.
+list of :class:`Change`, which the storage carries out. Masks of sharded layers are sharded too:
+counts and choices are those of all processes together, the rest is done to the rows that are here.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import distributions
+from .gathered import seen_by
 from .layers import Layer
-from .positions import compress, count, positions
+from .positions import compress, count
+from .ranking import best, best_across, pick, prune_across
 from .schedules import Constant
-from .scores import Context, Score
-from .select import choose, top_k
+from .scores import Context
+from .shards import takes_shards, whole
 
 if TYPE_CHECKING:
     from .algorithms import Algorithm
@@ -114,6 +116,7 @@ def settle(
     ]
 
 
+@takes_shards
 def exchange(
     layers: Sequence[Layer],
     settled: Sequence[Tensor],
@@ -217,13 +220,20 @@ def lows(
 ) -> list[int]:
     """How many weights each layer keeps in the drop."""
     low = [
-        count(mask) - algorithm.drop_count(layer, mask, levels.fraction, algorithm.rounding)
+        count(mask) - number_to_drop(layer, mask, algorithm, levels.fraction)
         for layer, mask in zip(layers, settled, strict=True)
     ]
     if levels.pruned is None:
         return low
     target = counts(layers, algorithm, levels.pruned, [count(mask) for mask in settled])
     return [min(pair) for pair in zip(low, target, strict=True)]
+
+
+def number_to_drop(layer: Layer, mask: Tensor, algorithm: Algorithm, fraction: float) -> int:
+    """How many of the weights in the mask the recipe drops."""
+    seen = seen_by(algorithm.drop_count, layer)
+    mask = mask if seen is layer else whole(mask)
+    return algorithm.drop_count(seen, mask, fraction, algorithm.rounding)
 
 
 def candidates(layer: Layer, kept: Tensor, algorithm: Algorithm) -> Tensor:
@@ -246,6 +256,7 @@ def drop_number(fraction: float, number: int, rounding: str) -> int:
     return min(number, math.floor(fraction * number + 1e-9))
 
 
+@takes_shards
 def share_of_active(layer: Layer, mask: Tensor, fraction: float, rounding: str) -> int:
     """The usual number to drop: the drop fraction of the active weights."""
     return drop_number(fraction, count(mask), rounding)
@@ -271,114 +282,3 @@ def budget(layers: Sequence[Layer], density: float) -> int:
 
 def size(layers: Sequence[Layer]) -> int:
     return sum(layer.numel for layer in layers)
-
-
-# --- selection ------------------------------------------------------------------------------------
-
-Select = Callable[..., Tensor]
-
-
-def select_by(select: Select, worth: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    return top_k(worth, k) if select is top_k else select(worth, k, generator)
-
-
-def best(
-    layer: Layer,
-    score: Score | None,
-    among: Tensor,
-    k: int,
-    context: Context,
-    select: Select = top_k,
-    purpose: str = "",
-) -> Tensor:
-    """The ``k`` entries ``among`` the candidates that are worth most; without a score, any."""
-    generator = context.generator(layer, purpose)
-    if score is None:
-        return choose(among, k, generator)
-    number = count(among)
-    if k in (0, number):
-        return among.clone() if k else torch.zeros_like(among)
-    if getattr(score, "elementwise", False) and 2 * number < layer.numel:
-        return best_of_few(layer, score, among, k, context, select, generator)
-    return select_by(select, within(score(layer, context), layer, among), k, generator)
-
-
-def within(worth: Tensor, layer: Layer, among: Tensor) -> Tensor:
-    """The scores with all but the candidates out of the running."""
-    index = layer.index
-    complement = index is not None and len(index) + count(among) == layer.numel
-    if index is not None and complement and not bool(pick(among, index).any()):
-        # all but the active ones, whose positions are known
-        return worth.reshape(-1).index_fill(0, index, -math.inf).view(layer.shape)
-    return worth.masked_fill(~among, -math.inf)
-
-
-def best_of_few(
-    layer: Layer,
-    score: Score,
-    among: Tensor,
-    k: int,
-    context: Context,
-    select: Select,
-    generator: torch.Generator,
-) -> Tensor:
-    """The same where the candidates are few: only they are scored."""
-    known = layer.index is not None and among is layer.mask
-    index = layer.index if known and layer.index is not None else positions(among)
-    worth = score(entries(layer, index), context)
-    chosen = select_by(select, worth, k, generator)
-    mask = among.clone(memory_format=torch.contiguous_format)
-    mask.view(-1).index_fill_(0, compress(index, ~chosen), False)
-    return mask
-
-
-def entries(layer: Layer, index: Tensor) -> SimpleNamespace:
-    """What an element-wise score reads of a layer, at some entries only."""
-    gradient = None if layer.gradient is None else pick(layer.gradient, index)
-    weight = pick(layer.weight.detach(), index)
-    return SimpleNamespace(name=layer.name, weight=weight, gradient=gradient)
-
-
-def pick(values: Tensor, index: Tensor) -> Tensor:
-    return values.reshape(-1).index_select(0, index)
-
-
-def prune_across(
-    layers: Sequence[Layer],
-    score: Score,
-    k: int,
-    context: Context,
-    among: Sequence[Tensor] | None = None,
-) -> list[Tensor]:
-    """The ``k`` best active weights of all layers; every layer keeps its best one."""
-    among = [layer.mask for layer in layers] if among is None else among
-    return best_across(layers, score, among, k, context, reserve=1)
-
-
-def best_across(
-    layers: Sequence[Layer],
-    score: Score | None,
-    among: Sequence[Tensor],
-    k: int,
-    context: Context,
-    reserve: int = 0,
-) -> list[Tensor]:
-    """The ``k`` candidates worth most over all layers, in one ranking; ties by layer, position.
-
-    ``reserve`` of each layer are taken first, so that no layer is emptied.
-    """
-    if score is None:
-        flat = choose(torch.cat([mask.flatten() for mask in among]), k, context.generator())
-        return split(flat, layers)
-    worths = []
-    for layer, mask in zip(layers, among, strict=True):
-        worth = score(layer, context).masked_fill(~mask, -math.inf).flatten()
-        if reserve:
-            worth[top_k(worth, min(reserve, count(mask)))] = math.inf
-        worths.append(worth)
-    return split(top_k(torch.cat(worths), k), layers)
-
-
-def split(flat: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
-    pieces = flat.split([layer.numel for layer in layers])
-    return [piece.view(layer.shape) for piece, layer in zip(pieces, layers, strict=True)]

@@ -16,7 +16,8 @@ from ..layers import Layer
 from ..schedules import Cosine, Schedule, starting_at
 from ..scores import Context, gradient
 from ..select import choose, top_k
-from ..update import Levels, count, forbids
+from ..shards import takes_shards, whole
+from ..update import Levels, count, forbids, number_to_drop
 from .algorithm import Algorithm
 from .registry import Row, algorithm
 from .rows import Rows, top_in_rows, worths
@@ -93,6 +94,7 @@ class EqualRows:
         ]
 
 
+@takes_shards
 def equal_rows(layer: Layer, nnz: int, generator: torch.Generator) -> Tensor:
     """The same number of weights in every row at random; with fewer than rows, 1 in as many."""
     rows = layer.shape[0]
@@ -103,6 +105,7 @@ def equal_rows(layer: Layer, nnz: int, generator: torch.Generator) -> Tensor:
     return one & alive.to(one.device).view(-1, *[1] * (one.ndim - 1))
 
 
+@takes_shards
 @dataclass(frozen=True)
 class ConstantFanIn:
     """The exchange of SRigL.
@@ -136,7 +139,7 @@ class ConstantFanIn:
         budgets = counts(self.base, [layer.shape for layer in layers], levels.density)
         kept, active = [], []
         for layer, budget in zip(layers, budgets, strict=True):
-            number = algorithm.drop_count(layer, layer.mask, levels.fraction, algorithm.rounding)
+            number = number_to_drop(layer, layer.mask, algorithm, levels.fraction)
             last = len(layers) > 1 and layer is layers[-1]
             masks = (layer.mask, layer.mask)
             if number and not layer.dense:
@@ -171,7 +174,7 @@ class ConstantFanIn:
     def neurons(self, salient: Tensor, budget: int, old: Tensor, last: bool) -> Tensor:
         """Which neurons stay, by their numbers of salient weights."""
         rows, inputs = old.shape
-        fan_in = inputs if self.fan_in == "dense" else int(old.sum(1).max())
+        fan_in = inputs if self.fan_in == "dense" else int(whole(old.sum(1).max()))
         alive = salient >= max(1, math.floor(self.gamma * fan_in + 1e-9))
         if last or not self.ablate:
             alive = torch.ones_like(alive)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ..layers import Layer
+from ..positions import count
 from ..schedules import Constant, Cosine, Schedule, starting_at
 from ..scores import Context, gradient, score
+from ..shards import takes_shards
 from ..update import drop_number
 from .algorithm import Algorithm
 from .registry import Row, algorithm
@@ -100,8 +102,10 @@ def signed_rank(layer: Layer, context: Context) -> Tensor:
     return rank
 
 
+@takes_shards
 def share_of_each_sign(layer: Layer, mask: Tensor, fraction: float, rounding: str) -> int:
     """The drop fraction of the negative weights and of the others, rounded apart."""
-    negative = int(torch.count_nonzero(mask & (layer.weight.detach() < 0)))
-    others = int(torch.count_nonzero(mask)) - negative
-    return sum(drop_number(fraction, number, rounding) for number in (negative, others))
+    negative = count(mask & (layer.weight.detach() < 0))
+    return sum(
+        drop_number(fraction, number, rounding) for number in (negative, count(mask) - negative)
+    )

@@ -17,6 +17,7 @@ from ..schedules import Constant, Schedule, Sigmoid, starting_at
 from ..scores import PREDICTORS, Context, LinkPrediction, RelativeImportance, Score, magnitude
 from ..scores import gradient as gradient_score
 from ..select import choose, sample, top_k
+from ..shards import shard_like, takes_shards, whole
 from ..update import Levels, candidates, count, drop_each, forbids, grow_each, lacking
 from .algorithm import Algorithm
 from .gradual import falling
@@ -232,6 +233,7 @@ def percolating(
     return Percolating(tuple(map(tuple, chains)), early_stop, softness if soft else None)
 
 
+@takes_shards
 @dataclass(frozen=True)
 class Percolating:
     """Exchange with percolation between drop and growth, soft drop and early stop.
@@ -254,7 +256,8 @@ class Percolating:
 
     def check(self, layers: Sequence[Layer]) -> None:
         """Raise ValueError for chains that do not fit the layers."""
-        links.percolate({layer.name: layer.mask for layer in layers}, self.chains)
+        if self.chains:
+            links.percolate({layer.name: whole(layer.mask) for layer in layers}, self.chains)
 
     def __call__(
         self,
@@ -286,14 +289,16 @@ class Percolating:
         """The masks without neurons that were cut off, where there is room to grow elsewhere."""
         if not self.chains:
             return list(kept)
-        by_name = {layer.name: mask for layer, mask in zip(layers, kept, strict=True)}
-        cut = links.percolate(by_name, self.chains)
-        number = lacking(settled, [cut[layer.name] for layer in layers])
+        by_name = {layer.name: whole(mask) for layer, mask in zip(layers, kept, strict=True)}
+        found = links.percolate(by_name, self.chains)
+        cut = [shard_like(found[layer.name], layer.mask) for layer in layers]
         return [
-            cut[layer.name]
+            less
             if not forbids(algorithm) or missing <= count(candidates(layer, mask, algorithm))
             else mask
-            for layer, mask, missing in zip(layers, kept, number, strict=True)
+            for layer, mask, less, missing in zip(
+                layers, kept, cut, lacking(settled, cut), strict=True
+            )
         ]
 
     def mark(

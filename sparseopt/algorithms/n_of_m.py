@@ -15,6 +15,7 @@ from .. import topologies
 from ..layers import Layer
 from ..schedules import Cosine, Schedule, starting_at
 from ..scores import Context, gradient
+from ..shards import local, part_of, takes_shards
 from ..update import Levels, drop_each, forbids
 from .algorithm import Algorithm
 from .registry import Row, algorithm
@@ -99,6 +100,7 @@ def active_of(n: int | None, m: int, sparsity: float) -> int:
     return active
 
 
+@takes_shards
 @dataclass(frozen=True)
 class Groups:
     """N of every M inputs: which layers fit, and the exchange within groups.
@@ -126,7 +128,7 @@ class Groups:
 
     def grouped(self, value: Tensor) -> Tensor:
         """A tensor of a weight's shape as rows of groups, inputs last (NHWC)."""
-        return value.movedim(1, -1).reshape(-1, self.m)
+        return value.movedim(1, -1).reshape(value.numel() // self.m, self.m)
 
     def ungrouped(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
         """The inverse of ``grouped``."""
@@ -151,14 +153,17 @@ class Groups:
     def refilled(
         self, layer: Layer, kept: Tensor, algorithm: Algorithm, context: Context
     ) -> tuple[Tensor, Tensor]:
-        """Every group brought back to N."""
+        """Every group brought back to N; a group is a part of one row."""
         if layer.dense:
             return layer.mask, layer.mask
         worth, growth = worths(layer, algorithm, context)
         worth = worth.masked_fill(~layer.mask, -math.inf)
-        old, kept, worth, growth = map(self.grouped, (layer.mask, kept, worth, growth))
+        old, kept, worth, growth = (
+            self.grouped(local(value)) for value in (layer.mask, kept, worth, growth)
+        )
         masks = Rows(old, kept, worth, growth, forbids(algorithm)).filled(self.n)
-        low, active = (self.ungrouped(mask, layer.shape) for mask in masks)
+        shape = local(layer.mask).shape
+        low, active = (part_of(self.ungrouped(mask, shape), layer.mask) for mask in masks)
         return low, active
 
 

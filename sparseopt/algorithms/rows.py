@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ..layers import Layer
+from ..ranking import scored
 from ..scores import Context
+from ..shards import is_sharded, local, part_of, shard_like
 from .algorithm import Algorithm
 
 __all__ = ["Rows", "top_in_rows", "worths"]
@@ -22,6 +24,8 @@ def top_in_rows(score: Tensor, numbers: Tensor | int) -> Tensor:
     tensor([[0, 1, 1, 0],
             [1, 1, 0, 0]], dtype=torch.int32)
     """
+    if is_sharded(score):
+        return part_of(top_in_rows(local(score), local(numbers)), score)
     order = score.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order)
     places = torch.arange(score.shape[1], device=score.device).expand_as(order)
@@ -55,8 +59,8 @@ class Rows:
 
 def worths(layer: Layer, algorithm: Algorithm, context: Context) -> tuple[Tensor, Tensor]:
     """Of a layer: what active weights are worth, and what places are worth for growth."""
-    worth = algorithm.drop(layer, context)
+    worth = scored(layer, algorithm.drop, context)
     if algorithm.grow is not None:
-        return worth, algorithm.grow(layer, context)
+        return worth, scored(layer, algorithm.grow, context)
     chance = torch.rand(layer.shape, generator=context.generator(layer))
-    return worth, chance.to(worth.device)
+    return worth, shard_like(chance.to(worth.device), worth)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..layers import Layer
 from ..schedules import Cosine, Schedule, starting_at
 from ..scores import Context, score
-from ..shards import whole
+from ..shards import end_to_end, local, takes_shards
 from ..update import Levels, candidates, count, drop_each, grow_each, lacking
 from .algorithm import Algorithm
 from .registry import Row, algorithm
@@ -69,7 +69,7 @@ def snfs(
 
 @dataclass(frozen=True)
 class MeanGradient:
-    """Keeps a running mean of the dense gradient; a gradient that is not finite is left out."""
+    """Keeps a running mean of the dense gradient; entries that are not finite are left out."""
 
     beta: float
 
@@ -83,10 +83,10 @@ class MeanGradient:
         mean = layer.extras.get(AVERAGE)
         if mean is None:
             mean = layer.extras[AVERAGE] = torch.zeros_like(gradient)
-        finite = whole(gradient.isfinite().logical_not().sum()) == 0
-        mean.lerp_(torch.where(finite, gradient, mean), 1.0 - self.beta)
+        mean.lerp_(torch.where(gradient.isfinite(), gradient, mean), 1.0 - self.beta)
 
 
+@takes_shards
 @score()
 def momentum(layer: Layer, context: Context) -> Tensor:
     """Size of the running mean of the dense gradient; 0 before the first."""
@@ -94,6 +94,7 @@ def momentum(layer: Layer, context: Context) -> Tensor:
     return torch.zeros(layer.shape, device=layer.weight.device) if mean is None else mean.abs()
 
 
+@takes_shards
 def redistribute(
     layers: Sequence[Layer],
     settled: Sequence[Tensor],
@@ -106,7 +107,7 @@ def redistribute(
     removed = lacking(settled, kept)
     room = [count(candidates(*pair, algorithm)) for pair in zip(layers, kept, strict=True)]
     means = [
-        float(momentum(layer, context)[mask].double().mean()) if count(mask) else 0.0
+        mean_over(momentum(layer, context), mask)
         for layer, mask in zip(layers, settled, strict=True)
     ]
     # a layer that dropped all it had keeps one weight
@@ -115,6 +116,16 @@ def redistribute(
     shared = apportion(means if any(means) else removed, sum(removed) - sum(least), rest)
     numbers = [one + more for one, more in zip(least, shared, strict=True)]
     return kept, grow_each(layers, kept, numbers, algorithm, context)
+
+
+def mean_over(values: Tensor, mask: Tensor) -> float:
+    """Mean of the values in the mask; 0 if there are none.
+
+    The values of shards are brought together first: sums in another order would differ.
+    """
+    if not count(mask):
+        return 0.0
+    return float(end_to_end(local(values)[local(mask)], mask).double().mean())
 
 
 def apportion(shares: Sequence[float], total: int, room: Sequence[int]) -> list[int]:

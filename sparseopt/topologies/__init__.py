@@ -34,7 +34,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..gathered import seen_by
 from ..layers import Layer
+from ..positions import count
+from ..shards import is_sharded
 from .bipartite import bipartite_receptive_field, bipartite_small_world
 from .correlation import csti
 from .initial import swi_
@@ -159,6 +162,7 @@ def masks(
     """
     topology = resolve(topology)
     if isinstance(topology, GlobalTopology):
+        _refuse_shards(topology, layers)
         found = topology.masks(layers, sum(numbers))
         return [found[layer.name] for layer in layers]
     return [
@@ -206,14 +210,23 @@ def _mask(
     """One layer's mask, checked: the callable may be the user's own."""
     if nnz == layer.weight.numel():
         return torch.ones_like(layer.weight, dtype=torch.bool, requires_grad=False)
-    mask = topology(layer, nnz, generator(layer))
+    mask = topology(seen_by(topology, layer), nnz, generator(layer))
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"topology {topology!r} gave {kind} for {layer.name!r}, not a bool tensor")
-    got, wanted = (tuple(mask.shape), int(mask.sum())), (tuple(layer.weight.shape), nnz)
+    got, wanted = (tuple(mask.shape), count(mask)), (tuple(layer.weight.shape), nnz)
     if got != wanted:
         raise ValueError(
             f"topology {topology!r} gave {layer.name!r} a mask of shape {got[0]} with {got[1]} "
             f"active weights; it must have shape {wanted[0]} with {wanted[1]}"
         )
     return mask
+
+
+def _refuse_shards(topology: GlobalTopology, layers: Sequence[Layer]) -> None:
+    """Raise ValueError where gradients by weight cannot be had: FSDP2 hides the whole weights."""
+    if any(is_sharded(layer.weight) for layer in layers):
+        raise ValueError(
+            f"topology {topology!r} cannot be made from sharded weights: make a SparseOptimizer "
+            "before fully_shard, and pass the masks of its layers as topology={name: mask}"
+        )

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ..layers import Layer
 from ..select import choose, sample, top_k
+from ..shards import takes_shards
 
 
+@takes_shards
 @dataclass(frozen=True)
 class bipartite_small_world:
     """Ring neighbours, of which a fraction beta is rewired at random (BSW).
@@ -61,6 +63,7 @@ class bipartite_small_world:
         return _like_weight(links, layer.weight)
 
 
+@takes_shards
 @dataclass(frozen=True)
 class bipartite_receptive_field:
     """Near neighbours more often than far ones (BRF).

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ..layers import Layer
 from ..select import choose, top_k
+from ..shards import takes_shards
 
 
+@takes_shards
 def random(layer: Layer, nnz: int, generator: torch.Generator) -> Tensor:
     """A uniform draw of exactly nnz weights: the start of SET, RigL and most others.
 
@@ -31,6 +33,7 @@ def random(layer: Layer, nnz: int, generator: torch.Generator) -> Tensor:
     return choose(torch.ones_like(layer.weight, dtype=torch.bool), nnz, generator)
 
 
+@takes_shards
 def magnitude(layer: Layer, nnz: int, generator: torch.Generator) -> Tensor:
     """The nnz largest weights; equal ones by position. Arguments and result as `random`.
 
@@ -44,6 +47,7 @@ def magnitude(layer: Layer, nnz: int, generator: torch.Generator) -> Tensor:
     return top_k(layer.weight.detach().abs(), nnz)
 
 
+@takes_shards
 def constant_fan_in(layer: Layer, nnz: int, generator: torch.Generator) -> Tensor:
     """The same number of weights in every row, at random: the start of SRigL.
 
@@ -72,6 +76,7 @@ def constant_fan_in(layer: Layer, nnz: int, generator: torch.Generator) -> Tenso
     return mask.view(layer.weight.shape).to(layer.weight.device)
 
 
+@takes_shards
 @dataclass(frozen=True)
 class n_of_m:
     """n weights at random of every m that follow each other along the inputs of one output.
