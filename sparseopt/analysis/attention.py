@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseopt.analysis._modes import device_of, evaluating
+from sparseopt.modes import device_of, evaluating
 
 
 def grad_cam(
@@ -80,6 +80,9 @@ def highlight_area(
     Returns:
         The mean over images, a tensor without axes; with several thresholds one entry for each
         in front; with `per_image` the axis of images behind.
+
+    Raises:
+        ValueError: maps of another number of axes or without a pixel, a threshold outside [0, 1].
 
     Example:
         >>> import torch

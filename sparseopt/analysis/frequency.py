@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sparseopt.analysis._modes import device_of, evaluating
+from sparseopt.modes import device_of, evaluating
 
 KEEP = ("low", "high")
 
@@ -50,7 +50,7 @@ def attenuate(images: Tensor, radius: float, keep: str = "low") -> Tensor:
     kept = _within(height, width, radius, images.device)
     kept = kept if keep == "low" else ~kept
     exact = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
-    spectrum = torch.fft.rfft2(exact) * kept
+    spectrum = torch.fft.rfft2(exact.contiguous()) * kept  # MKL of older torch refuses views
     return torch.fft.irfft2(spectrum, s=(height, width)).clamp(0, 1).to(images.dtype)
 
 
@@ -77,6 +77,9 @@ def radius_accuracy(
 
     Returns:
         Accuracy in [0, 1], float64 (len(radii),).
+
+    Raises:
+        TypeError, ValueError: as `attenuate`; also for data without an image.
 
     Example:
         >>> import torch

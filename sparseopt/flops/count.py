@@ -11,7 +11,8 @@ from torch import nn
 from sparseopt.flops.cost import MACS, ModelCost, ModuleCost, Weight
 from sparseopt.flops.operators import FREE, SILENT, handles
 from sparseopt.flops.recorder import Entry, Recorder, plain, state_names
-from sparseopt.flops.tracing import Call, batch_size_of, check_real, eager, untouched, unwrapped
+from sparseopt.flops.tracing import Call, batch_size_of, check_real, eager, untouched
+from sparseopt.layers import wrapped
 
 
 def count(model: nn.Module, inputs: Any, batch_size: int | None = None) -> ModelCost:
@@ -50,7 +51,7 @@ def count(model: nn.Module, inputs: Any, batch_size: int | None = None) -> Model
         14,800 FLOPs per sample: 2 per multiply-add, and those of norms and pooling.
         Not counted (calls): relu (1).
     """
-    model = unwrapped(model)
+    model = wrapped(model)
     call = Call(model, inputs)
     samples = batch_size_of(call.tensors, batch_size)
     check_real(model)

@@ -113,7 +113,7 @@ def state_names(call: Call) -> list[str | None]:
 
 
 def _inside(name: str) -> str:
-    """The name without the component that `_Call` puts in front."""
+    """The name without the component that `Call` puts in front."""
     return name.partition(".")[2]
 
 

@@ -46,15 +46,6 @@ def _tensors(output: Any) -> Iterator[Tensor]:
         yield from _tensors(vars(output))
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
-        inner = model.module if isinstance(model, wrappers) else model._orig_mod
-        assert isinstance(inner, nn.Module)
-        model = inner
-    return model
-
-
 def batch_size_of(tensors: list[Tensor], given: int | None) -> int:
     if not tensors or (given is None and not tensors[0].dim()):
         raise ValueError(

@@ -18,7 +18,7 @@ BACKWARD = 2  # gradients of the activations and of the weights cost a forward p
 
 Value = float | Callable[[float], float]
 Schedule = Value | Callable[[float], Mapping[str, float]] | Mapping[str, Value] | None
-Record = Sequence[tuple[int, Densities]]
+DensityRecord = Sequence[tuple[int, Densities]]
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def growth_flops(
 
 def run_cost(
     cost: ModelCost,
-    record: Record,
+    record: DensityRecord,
     steps: int,
     batch_size: float = 1,
     *,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from sparseopt.modes import device_of, evaluating
 from sparseopt.robustness._extras import progress_bar
 from sparseopt.robustness.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from sparseopt.robustness.report import RobustnessReport, SegmentationReport
@@ -67,7 +67,7 @@ def evaluate(
     Source: Wu et al. (2024), appendix A.2 and A.4; Hendrycks & Dietterich (2019).
     """
     task = getattr(datasets, "task", "classification")
-    target = torch.device(device) if device is not None else _device_of(model)
+    target = torch.device(device) if device is not None else device_of(model)
     classes = num_classes or getattr(datasets, "num_classes", None)
     measure: Any = (
         _Segmentation(classes)
@@ -82,7 +82,7 @@ def evaluate(
     named = name or str(getattr(datasets, "name", "corruptions"))
     results: dict[Key, Any] = {}
     bar = progress_bar(len(parts) + (clean is not None), named, progress)
-    with _evaluating(model, target):
+    with evaluating(model, target), torch.no_grad():
         for key, data in parts:
             bar.set_description(f"{key[0]} {key[1]}")
             results[key] = _measured(model, data, measure, target, batch_size, workers)
@@ -113,26 +113,6 @@ def _parts(datasets: CorruptionSet | Parts) -> Iterator[tuple[Key, Any]]:
                 f"datasets[{key!r}] is a {type(data).__name__}; expected "
                 "{severity: data}, a list by severity, or keys (corruption, severity)"
             )
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    tensors: Iterable[Tensor] = (*model.parameters(), *model.buffers())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
-
-@contextmanager
-def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode on `device` without gradients; modes and device are restored after."""
-    modes = {module: module.training for module in model.modules()}
-    before = _device_of(model)
-    model.to(device).eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.to(before)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _measured(

@@ -24,7 +24,7 @@ from sparseopt.robustness.sets import (
 )
 from sparseopt.robustness.three_d import THREE_D
 
-_ENDINGS = (".jpeg", ".jpg", ".png")
+ENDINGS = (".jpeg", ".jpg", ".png")
 
 
 class FolderPart(Dataset[Sample]):
@@ -37,7 +37,7 @@ class FolderPart(Dataset[Sample]):
             for name, label in sorted(labels.items())
             if (folder / name).is_dir()
             for path in sorted((folder / name).iterdir())
-            if path.suffix.lower() in _ENDINGS
+            if path.suffix.lower() in ENDINGS
         ]
         if not self.samples:
             raise FileNotFoundError(f"{folder} holds no images; expected <class>/<name>.JPEG")

@@ -19,7 +19,7 @@ from sparseopt.robustness._door import SEVERITIES, Array, Images, check_name, ch
 from sparseopt.robustness._extras import need, progress_bar
 from sparseopt.robustness.c_bar import STRENGTHS
 from sparseopt.robustness.corruptions import CORRUPTIONS, GENERATED, corrupt
-from sparseopt.robustness.folders import class_folders, read_image
+from sparseopt.robustness.folders import ENDINGS, class_folders, read_image
 from sparseopt.robustness.sets import (
     check_equal_lengths,
     chosen_corruptions,
@@ -29,7 +29,6 @@ from sparseopt.robustness.sets import (
 
 JPEG_QUALITY = 85  # of Tiny-ImageNet-C and ImageNet-C
 _CHUNK = 256
-_ENDINGS = (".jpeg", ".jpg", ".png")
 
 
 def generate(
@@ -195,7 +194,7 @@ def _generate_folders(
         path
         for name in class_folders(source)
         for path in sorted((source / name).iterdir())
-        if path.suffix.lower() in _ENDINGS
+        if path.suffix.lower() in ENDINGS
     ]
     if not files:
         raise FileNotFoundError(f"{source} holds no images; expected <class>/<image>.JPEG")

@@ -107,6 +107,11 @@ def fog_3d(images: Images, severity: int, depth: Any) -> Images:
     Returns:
         Images of the same type and shape.
 
+    Raises:
+        TypeError: images are not uint8 arrays.
+        ValueError: severity outside 1..5, or a map that does not fit the images, is negative or
+            not finite.
+
     Example:
         >>> import numpy as np
         >>> images = np.zeros((1, 4, 4, 3), np.uint8)

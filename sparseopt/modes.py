@@ -1,4 +1,4 @@
-"""Measure a model without changing it."""
+"""Measure a model without changing it: what analysis and robustness share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+__all__ = ["device_of", "evaluating"]
 
 
 def device_of(model: nn.Module) -> torch.device:
