@@ -83,6 +83,7 @@ def test_every_scheduler_of_torch_is_on_the_list():
 @pytest.mark.parametrize("order", ["scheduler first", "wrapped first"])
 @pytest.mark.parametrize("inner", INNERS)
 @pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")  # older SequentialLR passes it itself
 def test_schedulers_give_the_bare_optimizers_trace(name, inner, order):
     bare_model, model = mlp(), mlp()
     bare, given = INNERS[inner](bare_model.parameters()), INNERS[inner](model.parameters())
