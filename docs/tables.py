@@ -212,7 +212,7 @@ def faster(rows: list[dict[str, Any]], key: str) -> tuple[str, str]:
 def beside_sparselab() -> str:
     """Speed-up over dense, whole steps: ours by default, ours with deferred weights, sparselab."""
     rows = json.loads((RESULTS / "compute.json").read_text())["rows"]
-    keys = ("sparse", "deferred", "sparselab")
+    keys = [key for key in ("sparse", "deferred", "sparselab") if key in rows[0]["speedup"]]
     batches = list(dict.fromkeys(row["batch"] for row in rows))
     lines = ["| optimizer | S |" + "".join(f" batch {batch} |" for batch in batches)]
     lines.append("|---" * (2 + len(batches)) + "|")
@@ -276,12 +276,12 @@ def stacks() -> str:
 
 
 def stack_row(name: str, tests: dict[str, list[str]]) -> str:
-    shown = [test.partition("::test_")[2] for test in tests.pop("example", [])]
-    examples = [f"`with_{test}.py`" for test in shown]
-    files = sorted({Path(test.partition("::")[0]).name for found in tests.values() for test in found})
+    scripts = [f"with_{test.partition('::test_')[2]}.py" for test in tests.pop("example", [])]
+    files = sorted({Path(test.partition("::")[0]).name for one in tests.values() for test in one})
     cells = ["yes" if feature in tests else "" for feature in SHARED]
     own = ", ".join(sorted(tests.keys() - {*SHARED}, key=str.casefold))
-    return f"| {' | '.join([name, *cells, own, *examples or [''], ', '.join(f'`{f}`' for f in files)])} |"
+    links = [", ".join(f"`{one}`" for one in these) for these in (scripts, files)]
+    return f"| {' | '.join([name, *cells, own, *links])} |"
 
 
 def stacks_source() -> str:
