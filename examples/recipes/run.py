@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("recipe", help=f"{', '.join(names())}; or a JSON file")
     add("--algo", default="set", help=f"dense, {', '.join(available())}")
@@ -82,10 +84,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the description."""
-
-
 def run_name(recipe: Recipe, options: argparse.Namespace) -> str:
     share = "" if options.algo == "dense" else f"-{options.sparsity:g}"
     return f"{recipe.name}-{options.algo}{share}-{options.seed}"
@@ -94,7 +92,8 @@ def run_name(recipe: Recipe, options: argparse.Namespace) -> str:
 def settings_of(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """What a checkpoint must agree with."""
     kept = ("algo", "sparsity", "seed", "option", "topology", "bf16", "tiny")
-    return dataclasses.asdict(recipe) | {name: getattr(options, name) for name in kept}
+    values = dataclasses.asdict(recipe) | {name: getattr(options, name) for name in kept}
+    return {name: value for name, value in values.items() if name not in ("source", "notes")}
 
 
 # --- before training ------------------------------------------------------------------------------

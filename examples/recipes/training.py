@@ -146,8 +146,8 @@ def train(run: Training, folder: Path, settings: dict[str, Any], log: Any) -> No
             row |= metrics(run.optimizer, prefix="")
         run.rows.append(row | {"seconds": round(time.perf_counter() - start, 2)})
         if run.world.main:
+            log(run.rows)  # first: what a checkpoint holds has been logged
             save(run, folder, settings)
-            log(run.rows)
 
 
 def seed_everything(seed: int, epoch: int, rank: int) -> None:
