@@ -13,7 +13,7 @@ ARGS ?=
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint format types tests slow demo quickstart docs benchmarks clean
+.PHONY: help test lint format types tests slow demo quickstart docs wheel benchmarks clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -64,6 +64,9 @@ docs: $(VENV)/.test ## the site, into build/site, warnings as errors; then run e
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python -m pytest -q sparseopt tests/test_readme.py tests/test_docs_site.py $(ARGS)
 	@echo "to read it: $(BIN)/python -m http.server -d build/site"
+
+wheel: ## build dist/, install the wheel in an empty environment and test it there
+	PYTHON=$(PYTHON) .ci/wheel $(ARGS)
 
 benchmarks: $(VENV)/.test ## run every script in benchmarks/
 	@set -e; for script in $$(grep -ls '^if __name__' benchmarks/*.py); do \

@@ -53,7 +53,7 @@ def test_citation_and_changelog_know_the_version(root: Path) -> None:
 
 
 def test_only_torch_and_numpy_are_needed_at_run_time(setup: ConfigParser) -> None:
-    assert setup["options"]["install_requires"].split() == ["numpy", "torch>=2.6"]
+    assert setup["options"]["install_requires"].split() == ["numpy", "torch>=2.7"]
     assert setup["options"]["python_requires"] == ">=3.10"
 
 
@@ -110,6 +110,20 @@ def test_ci_runs_what_everybody_runs(root: Path) -> None:
     script = root / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert script.read_text().splitlines()[-1] == "make test"
+
+
+def test_the_workflow_mirrors_ci_on_every_python_that_is_named(
+    root: Path, setup: ConfigParser
+) -> None:
+    workflow = (root / ".github" / "workflows" / "ci.yml").read_text()
+    runs = re.findall(r"- run: (.*)$", workflow, re.MULTILINE)
+    assert runs == [".ci/run", "make docs", "make wheel"]
+    (matrix,) = re.findall(r"^ *python: \[(.*)\]$", workflow, re.MULTILINE)
+    named = re.findall(r"Python :: (3\.\d+)$", setup["metadata"]["classifiers"], re.MULTILINE)
+    assert re.findall(r"3\.\d+", matrix) == named
+    assert setup["options"]["python_requires"] == f">={named[0]}"
+    used = re.findall(r"uses: (.*)$", workflow, re.MULTILINE)
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", action) for action in used)
 
 
 def test_every_make_target_is_in_the_help(root: Path) -> None:
