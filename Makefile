@@ -13,7 +13,7 @@ ARGS ?=
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint format types tests slow demo quickstart docs wheel benchmarks clean
+.PHONY: help test lint format types tests slow demo quickstart docs wheel stacks benchmarks clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -67,6 +67,10 @@ docs: $(VENV)/.test ## the site, into build/site, warnings as errors; then run e
 
 wheel: ## build dist/, install the wheel in an empty environment and test it there
 	PYTHON=$(PYTHON) .ci/wheel $(ARGS)
+
+stacks: $(VENV)/.test ## the tests of training stacks, and the table of docs/stacks.md from them
+	$(BIN)/python -m pytest -q -m stack --stacks benchmarks/results/stacks.json tests $(ARGS)
+	$(BIN)/python docs/tables.py
 
 benchmarks: $(VENV)/.test ## run every script in benchmarks/
 	@set -e; for script in $$(grep -ls '^if __name__' benchmarks/*.py); do \

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import stack_records
 import torch
 
 # Programs to be changed by diffs; test_third_party.py runs them.
@@ -17,6 +18,18 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--stacks", type=Path, metavar="FILE", help="write which features of which stacks were run"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", stack_records.MARKER)
+    if config.option.stacks:
+        config.pluginmanager.register(stack_records.Recorder(config.option.stacks))
 
 
 @pytest.fixture(scope="session")

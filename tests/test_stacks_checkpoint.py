@@ -57,7 +57,7 @@ def quietly(call: Any, *args: Any, **options: Any) -> None:
     """Without torch's own warnings that one process has nobody to talk to."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        call(*args, **options, no_dist=not dist.is_initialized())
+        call(*args, **options)
 
 
 def made(inner: str, seed: int = 0, **options: Any) -> tuple[nn.Module, Any]:
@@ -85,6 +85,10 @@ def assert_goes_on(one: tuple[nn.Module, Any], other: tuple[nn.Module, Any], ste
 @every_mode
 @every_inner
 @both_storages
+@pytest.mark.stack("torch.distributed.checkpoint", "resume")
+@pytest.mark.stack("torch.distributed.checkpoint", "compact storage")
+@pytest.mark.stack("torch.distributed.checkpoint", "plain, flattened and full")
+@pytest.mark.stack("torch.distributed.checkpoint", "Adam, SGD, momentum")
 def test_a_new_run_goes_on_where_the_saved_one_stood(mode, inner, storage, tmp_path):
     one, other = made(inner, storage=storage), made(inner, seed=5, storage=storage)
     train(*one, 7)
@@ -104,6 +108,7 @@ def test_a_new_run_goes_on_where_the_saved_one_stood(mode, inner, storage, tmp_p
         ("acdc", {}),
     ],
 )
+@pytest.mark.stack("torch.distributed.checkpoint", "what recipes keep")
 def test_what_a_recipe_keeps_of_its_own_is_in_the_checkpoint(mode, algo, options, tmp_path):
     one = made("adam", algo=algo, **options)
     other = made("adam", seed=5, algo=algo, **options)
@@ -115,6 +120,7 @@ def test_what_a_recipe_keeps_of_its_own_is_in_the_checkpoint(mode, algo, options
 
 @every_inner
 @both_storages
+@pytest.mark.stack("torch.distributed.checkpoint", "from one storage to the other")
 def test_checkpoints_pass_from_one_storage_to_the_other(inner, storage, tmp_path):
     one = made(inner, storage=storage)
     other = made(inner, seed=5, storage="compact" if storage == "masked" else "masked")
@@ -135,6 +141,7 @@ def test_checkpoints_pass_from_one_storage_to_the_other(inner, storage, tmp_path
 @every_inner
 @both_storages
 @pytest.mark.parametrize("steps", [0, 7])
+@pytest.mark.stack("torch.distributed.checkpoint", "the hidden step leaves no trace")
 def test_the_hidden_step_leaves_no_trace(inner, storage, steps):
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
@@ -151,6 +158,7 @@ def test_the_hidden_step_leaves_no_trace(inner, storage, steps):
 
 @every_mode
 @both_storages
+@pytest.mark.stack("torch.distributed.checkpoint", "weights loaded before the optimizer")
 def test_weights_may_be_loaded_before_the_optimizer(mode, storage, tmp_path):
     from torch.distributed.checkpoint import state_dict
 
@@ -227,6 +235,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("mode", ["plain", "flattened", "full", "broadcast"])
+@pytest.mark.stack("DDP", "resume")
+@pytest.mark.stack("torch.distributed.checkpoint", "broadcast to two processes")
 def test_two_replicas_save_and_load_together(mode, ranks):
     one, other = (of_rank[mode] for of_rank in ranks)
     assert not any(isinstance(outcome, str) for outcome in (one, other)), f"{one}\n{other}"

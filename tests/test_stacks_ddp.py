@@ -17,6 +17,7 @@ from two_processes import caught, in_processes
 from sparseopt import SparseOptimizer
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+stack = pytest.mark.stack
 
 EVERY = ("static", "set", "rigl", "snfs", "mest_r", "mest_g", "granet_r", "granet_g", "gmp",
          "acdc", "cht", "chts", "chtss", "srigl", "nm")  # fmt: skip
@@ -53,6 +54,30 @@ CASES: dict[str, dict[str, Any]] = {
     "rigl-convnet": {"algo": "rigl", "model": "convnet"},
     "rigl-small-buckets": {"algo": "rigl", "ddp": {"bucket_cap_mb": 0.0005}},
 }  # fmt: skip
+FEATURES = {
+    **dict.fromkeys(EVERY, "every recipe"),
+    "set-before-ddp": "wrapped before or after DDP",
+    "rigl-before-ddp": "wrapped before or after DDP",
+    "rigl-global": "global scope",
+    "rigl-per-element-step": "a clock for every weight",
+    "rigl-compact": "compact storage",
+    "rigl-bucket-views": "bucket views",
+    "snfs-bucket-views": "bucket views",
+    "rigl-static-graph": "static graph",
+    "rigl-static-graph-views": "static graph",
+    "rigl-accumulation": "accumulation",
+    "rigl-no-sync": "no_sync",
+    "snfs-no-sync": "no_sync",
+    "rigl-no-sync-views": "no_sync",
+    "rigl-unused": "unused parameters",
+    "snfs-unused": "unused parameters",
+    "rigl-clip": "clipping",
+    "rigl-clip-no-sync": "clipping",
+    "rigl-reentrant": "reentrant checkpointing",
+    "rigl-reentrant-views": "reentrant checkpointing",
+    "rigl-convnet": "convolutions",
+    "rigl-small-buckets": "small buckets",
+}
 SINGLE = ("set", "rigl", "snfs", "mest_g", "rigl-clip", "rigl-accumulation", "rigl-no-sync",
           "rigl-clip-no-sync", "rigl-bucket-views", "rigl-reentrant")  # fmt: skip
 STEPS = 13
@@ -177,7 +202,9 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return in_processes(all_work, tmp_path_factory.mktemp("ddp"))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=stack("DDP", FEATURES[name])) for name in CASES]
+)
 def test_replicas_have_equal_weights_masks_and_history(name, replicas):
     one, other = (of_rank[name] for of_rank in replicas)
     assert not isinstance(one, str), one
@@ -188,6 +215,7 @@ def test_replicas_have_equal_weights_masks_and_history(name, replicas):
 
 
 @pytest.mark.parametrize("name", SINGLE)
+@stack("DDP", "same training")
 def test_two_replicas_train_like_one_process_on_both_batches(name, replicas):
     assert not isinstance(replicas[0][name], str), replicas[0][name]
     wanted = alone(CASES[name])
@@ -212,6 +240,7 @@ def count_collectives(rank: int) -> dict[str, int]:
     return numbers
 
 
+@stack("DDP", "no collective of ours")
 def test_training_makes_no_collective_besides_those_of_ddp(replicas):
     for of_rank in replicas:
         assert of_rank["count_collectives"] == {"set": 0, "rigl": 0, "snfs": 0}
@@ -232,6 +261,7 @@ def strangers(rank: int) -> dict[str, Any]:
     return outcome(model, optimizer)
 
 
+@stack("DDP", "different models under one group")
 def test_different_models_under_one_process_group_are_left_alone(replicas):
     for rank in (0, 1):
         assert_same(replicas[rank]["strangers"], strangers(rank))
@@ -254,6 +284,7 @@ def by_hand(rank: int) -> str:
     return "no warning"
 
 
+@stack("DDP", "averaging by hand is noticed")
 def test_gradients_averaged_by_hand_are_noticed(replicas):
     for of_rank in replicas:
         assert "use DistributedDataParallel" in of_rank["by_hand"]

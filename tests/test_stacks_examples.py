@@ -44,35 +44,44 @@ def sparsity(printed: str) -> float:
     return float(found[1]) / 100
 
 
+@pytest.mark.stack("Lightning", "example")
 def test_lightning(tmp_path, capsys):
     optimizer = imported("with_lightning").main(str(tmp_path))
     assert sparsity(capsys.readouterr().out) == pytest.approx(0.9, abs=0.001)
     assert optimizer.steps == optimizer.total_steps == 16 and optimizer.updates == 3
 
 
+@pytest.mark.stack("Accelerate", "example")
 def test_accelerate(capsys):
     optimizer = imported("with_accelerate").main()
     assert sparsity(capsys.readouterr().out) == pytest.approx(0.9, abs=0.001)
     assert optimizer.steps == optimizer.total_steps == 24
 
 
+@pytest.mark.stack("Hugging Face Trainer", "example")
 def test_hf_trainer(tmp_path, capsys):
     imported("with_hf_trainer").main(str(tmp_path))
     assert sparsity(capsys.readouterr().out) == pytest.approx(0.9, abs=0.001)
 
 
+@pytest.mark.stack("timm", "example")
+@pytest.mark.stack("timm", "optimizer factory and scheduler")
 def test_timm(capsys):
     of_model, of_average = imported("with_timm").main()
     assert of_model == pytest.approx(0.8, abs=0.001)
     assert of_average >= of_model - 0.001
 
 
+@pytest.mark.stack("torchvision's reference loop", "example")
+@pytest.mark.stack("torchvision's reference loop", "SequentialLR, GradScaler, EMA")
+@pytest.mark.stack("torchvision's reference loop", "a checkpoint every epoch")
 def test_torchvision(capsys):
     optimizer = imported("with_torchvision").main()
     assert sparsity(capsys.readouterr().out) == pytest.approx(0.9, abs=0.001)
     assert optimizer.steps == optimizer.total_steps == 8
 
 
+@pytest.mark.stack("3-D convolutions", "example")
 def test_video(capsys):
     optimizer = imported("with_video").main()
     assert {layer.weight.ndim for layer in optimizer.layers} == {2, 5}
@@ -110,12 +119,14 @@ def in_two_processes(name: str, root: Path) -> str:
     return printed[0]
 
 
+@pytest.mark.stack("DDP", "example")
 def test_ddp(root):
     printed = in_two_processes("with_ddp", root)
     assert sparsity(printed) == pytest.approx(0.9, abs=0.001)
     assert "replicas equal" in printed
 
 
+@pytest.mark.stack("FSDP2", "example")
 def test_fsdp2(root):
     assert sparsity(in_two_processes("with_fsdp2", root)) == pytest.approx(0.9, abs=0.001)
 
@@ -135,7 +146,7 @@ def test_the_page_names_examples_and_tests_that_exist(root):
     page = (root / "docs" / "stacks.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("|")][2:]
     for row in rows:
-        *_, example, tests, _ = (cell.strip() for cell in row.split("|"))
-        assert (root / "tests" / tests.strip("`")).exists(), row
-        assert not example or example.strip("`").removesuffix(".py") in NAMES, row
+        *_, examples, tests, _ = (re.findall(r"`([\w.]+)`", cell) for cell in row.split("|"))
+        assert all((root / "tests" / test).exists() for test in tests), row
+        assert all(example.removesuffix(".py") in NAMES for example in examples), row
     assert all(f"`{name}.py`" in page for name in NAMES)

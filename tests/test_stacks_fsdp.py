@@ -17,6 +17,7 @@ from two_processes import caught, in_processes
 from sparseopt import SparseOptimizer
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+stack = pytest.mark.stack
 
 STEPS = 13
 # 7 rows over two ranks are uneven; 1 row leaves the second rank with nothing
@@ -34,6 +35,16 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulation": {"algo": "rigl", "parts": 2},
     "swapped": {"algo": "rigl", "swapped": True},
 }  # fmt: skip
+
+FEATURES = {
+    "global": "global scope",
+    "mean": "mean state for grown weights",
+    "per_element_step": "a clock for every weight",
+    "magnitude": "topology by magnitude",
+    "clip": "clipping",
+    "accumulation": "accumulation",
+    "swapped": "parameters swapped after wrapping",
+}
 
 
 def network(case: dict[str, Any] | None = None) -> Any:
@@ -211,7 +222,14 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
     torch.testing.assert_close(one["moments"], other["moments"], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", CASES)
+@stack("FSDP2", "same training")
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=stack("FSDP2", FEATURES.get(name, "every recipe")))
+        for name in CASES
+    ],
+)
 def test_shards_train_as_one_process_does(name, ranks):
     one, other = (of_rank[name] for of_rank in ranks)
     assert not isinstance(one, str), one
@@ -219,6 +237,7 @@ def test_shards_train_as_one_process_does(name, ranks):
     assert_close(one, alone(CASES[name]))
 
 
+@stack("FSDP2", "uneven and empty shards")
 def test_empty_shards_are_layers_too(ranks):
     one, other = (of_rank["tiny"] for of_rank in ranks)
     assert not isinstance(one, str), one
@@ -226,6 +245,7 @@ def test_empty_shards_are_layers_too(ranks):
     assert_close(one, tiny(-1))
 
 
+@stack("FSDP2", "resume")
 @pytest.mark.parametrize("way", ["parts", "broadcast"])
 def test_two_ranks_go_on_from_what_two_ranks_saved(way, ranks):
     for of_rank in ranks:
@@ -233,6 +253,7 @@ def test_two_ranks_go_on_from_what_two_ranks_saved(way, ranks):
         assert_same(of_rank["resharded"][way], of_rank["resharded"]["whole"])
 
 
+@stack("FSDP2", "from 2 processes to 1")
 def test_one_process_goes_on_from_what_two_ranks_saved(ranks, folder):
     from torch.distributed.checkpoint import state_dict as sd
 
@@ -247,6 +268,7 @@ def test_one_process_goes_on_from_what_two_ranks_saved(ranks, folder):
     assert_close(outcome(model, optimizer), ranks[0]["resharded"]["whole"])
 
 
+@stack("FSDP2 on a mesh of two dimensions", "refused")
 def test_a_mesh_of_two_dimensions_is_refused_by_name(ranks):
     for of_rank in ranks:
         assert "parameter '0.weight' is a DTensor" in of_rank["two_dimensional"]

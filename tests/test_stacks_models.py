@@ -30,6 +30,7 @@ def density_of(model: nn.Module, optimizer: Any) -> float:
 # --- averages -------------------------------------------------------------------------------------
 
 
+@pytest.mark.stack("timm", "averages")
 def test_a_timm_ema_has_the_target_density_after_apply_masks():
     utils = pytest.importorskip("timm.utils")
     model, optimizer = made(update_every=2)
@@ -46,6 +47,7 @@ def test_a_timm_ema_has_the_target_density_after_apply_masks():
         assert density_of(average.module, optimizer) <= optimizer.density
 
 
+@pytest.mark.stack("swa_utils", "SWA with SWALR and update_bn")
 def test_swa_with_its_scheduler_and_late_batch_norm():
     model, optimizer = made(update_every=2)
     scheduler = SWALR(optimizer, swa_lr=0.05, anneal_epochs=2)
@@ -62,6 +64,7 @@ def test_swa_with_its_scheduler_and_late_batch_norm():
     assert density_of(average.module, optimizer) <= optimizer.density
 
 
+@pytest.mark.stack("swa_utils", "averages")
 def test_training_goes_on_sparse_after_an_average_took_the_place_of_the_weights():
     model, optimizer = made(update_every=2)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
@@ -74,6 +77,7 @@ def test_training_goes_on_sparse_after_an_average_took_the_place_of_the_weights(
 # --- export ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.stack("torch.export", "the model as before, zeros included")
 def test_a_trained_model_is_exported_as_any_other():
     model, optimizer = made()
     keys, modules = list(model.state_dict()), [name for name, _ in model.named_modules()]
@@ -89,6 +93,7 @@ def test_a_trained_model_is_exported_as_any_other():
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.stack("ONNX", "the model as before, zeros included")
 def test_a_trained_model_goes_to_onnx_with_its_zeros(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -108,6 +113,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("algo", ["set", "rigl"])
+@pytest.mark.stack("torch.compile", "same training")
 def test_a_compiled_model_trains_as_the_plain_one(algo):
     torch._dynamo.reset()
     plain, one = made(algo=algo)
@@ -125,6 +131,8 @@ def test_a_compiled_model_trains_as_the_plain_one(algo):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("algo", ["set", "rigl"])
+@pytest.mark.stack("torch.compile", "at most two graphs in 30 compiled steps")
+@pytest.mark.stack("torch.compile", "masks stay at their address")
 def test_a_compiled_step_stays_at_two_graphs_over_30_steps_with_a_scheduler(algo):
     torch._dynamo.reset()
     plain, one = made(algo=algo, inner=None)
@@ -160,6 +168,7 @@ def test_a_compiled_step_stays_at_two_graphs_over_30_steps_with_a_scheduler(algo
 
 @pytest.mark.slow
 @needs_compiler
+@pytest.mark.stack("torch.compile", "inductor")
 def test_a_model_compiled_with_inductor_stays_sparse():
     torch._dynamo.reset()
     model, optimizer = made()

@@ -74,6 +74,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return in_processes(all_work, tmp_path_factory.mktemp("refusals"))
 
 
+@pytest.mark.stack("ZeroRedundancyOptimizer inside", "equal replicas")
+@pytest.mark.stack("ZeroRedundancyOptimizer inside", "moments follow the topology")
+@pytest.mark.stack("ZeroRedundancyOptimizer inside", "consolidated checkpoint")
 def test_a_zero_redundancy_optimizer_trains_equal_replicas_and_consolidates(ranks):
     one, other = (of_rank["redundancy"] for of_rank in ranks)
     assert not isinstance(one, str), one
@@ -86,7 +89,13 @@ def test_a_zero_redundancy_optimizer_trains_equal_replicas_and_consolidates(rank
     assert_same(alone.masks, one["masks"])
 
 
-@pytest.mark.parametrize("what", ["drifting", "flattened"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param("drifting", marks=pytest.mark.stack("PostLocalSGD", "refused")),
+        pytest.param("flattened", marks=pytest.mark.stack("FSDP1", "refused")),
+    ],
+)
 def test_what_is_not_supported_is_refused_by_name(what, ranks):
     for of_rank in ranks:
         assert of_rank[what] is None, of_rank[what]
@@ -95,6 +104,7 @@ def test_what_is_not_supported_is_refused_by_name(what, ranks):
 # --- without processes ----------------------------------------------------------------------------
 
 
+@pytest.mark.stack("DeepSpeed ZeRO-3", "refused")
 def test_the_shards_of_zero_3_are_refused_by_name():
     model = nn.Linear(4, 4)
     model.weight.ds_id = 0
@@ -102,6 +112,7 @@ def test_the_shards_of_zero_3_are_refused_by_name():
         SparseOptimizer(SGD(model.parameters(), lr=0.1), model=model)
 
 
+@pytest.mark.stack("sparse gradients", "refused")
 def test_sparse_gradients_are_refused_by_name_at_the_first_step():
     model = nn.Embedding(6, 4, sparse=True)
     optimizer = SparseOptimizer(

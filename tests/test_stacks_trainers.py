@@ -18,6 +18,7 @@ from sparseopt import SparseOptimizer, integrations
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # the trainers' own
 ]
+stack = pytest.mark.stack
 
 
 def network() -> nn.Sequential:
@@ -80,12 +81,16 @@ def trainer(pl: Any, folder: Any, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("options", "manual", "steps"),
     [
-        ({}, False, 16),
-        ({"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}, False, 8),
-        ({"precision": "bf16-mixed"}, False, 16),
-        ({}, True, 16),
+        pytest.param({}, False, 16, id="automatic"),
+        pytest.param(
+            {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
+            False,
+            8,
+            marks=[stack("Lightning", "accumulation"), stack("Lightning", "clipping")],
+        ),
+        pytest.param({"precision": "bf16-mixed"}, False, 16, marks=stack("Lightning", "bf16")),
+        pytest.param({}, True, 16, marks=stack("Lightning", "manual optimization")),
     ],
-    ids=["automatic", "accumulate-clip", "bf16", "manual"],
 )
 def test_lightning_steps_are_counted_and_zeros_kept(pl, kind, options, manual, steps, tmp_path):
     fit = trainer(pl, tmp_path, enable_checkpointing=False, **options)
@@ -96,6 +101,7 @@ def test_lightning_steps_are_counted_and_zeros_kept(pl, kind, options, manual, s
     assert_zeros(optimizer)
 
 
+@stack("Lightning", "same training")
 def test_lightning_trains_as_a_loop_by_hand_does(pl, kind, tmp_path):
     fit = trainer(pl, tmp_path, enable_checkpointing=False, accumulate_grad_batches=2,
                   gradient_clip_val=0.1)  # fmt: skip
@@ -116,6 +122,7 @@ def test_lightning_trains_as_a_loop_by_hand_does(pl, kind, tmp_path):
     assert_same(list(module.net.parameters()), list(model.parameters()))
 
 
+@stack("Lightning", "resume")
 def test_lightning_resumes_where_it_was(pl, kind, tmp_path):
     whole, half = kind(), kind()
     fit = trainer(pl, tmp_path, max_epochs=3, enable_checkpointing=False)
@@ -132,6 +139,7 @@ def test_lightning_resumes_where_it_was(pl, kind, tmp_path):
     assert second.optimizers[0].history == fit.optimizers[0].history
 
 
+@stack("Lightning", "logging callback")
 def test_the_lightning_callback_logs_sparsity_churn_and_exploration(pl, kind, tmp_path):
     callback = integrations.LightningCallback()
     fit = trainer(pl, tmp_path, callbacks=[callback], enable_checkpointing=False)
@@ -146,6 +154,7 @@ def test_the_lightning_callback_logs_sparsity_churn_and_exploration(pl, kind, tm
     assert fit.callback_metrics["sparse/exploration_rate"] > optimizer.density
 
 
+@stack("Lightning", "averages")
 def test_an_average_that_lightning_puts_in_place_is_sparse_in_the_end(pl, kind, tmp_path):
     averaging = getattr(pl.callbacks, "EMAWeightAveraging", None)
     if averaging is None:
@@ -156,6 +165,8 @@ def test_an_average_that_lightning_puts_in_place_is_sparse_in_the_end(pl, kind, 
     assert_zeros(fit.optimizers[0])
 
 
+@stack("Fabric", "resume")
+@stack("Fabric", "clipping")
 def test_fabric_saves_and_loads(pl, tmp_path):
     from lightning.fabric import Fabric
 
@@ -206,6 +217,8 @@ def run(accelerator: Any, model: Any, optimizer: Any, loader: Any) -> None:
             optimizer.zero_grad()
 
 
+@stack("Accelerate", "accumulation")
+@stack("Accelerate", "scheduler")
 def test_accelerate_counts_steps_not_batches_and_follows_the_schedule(accelerate):
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = network()
@@ -224,6 +237,8 @@ def test_accelerate_counts_steps_not_batches_and_follows_the_schedule(accelerate
     assert_zeros(sparse)
 
 
+@stack("Accelerate", "resume")
+@stack("Accelerate", "clipping")
 def test_accelerate_saves_and_loads(accelerate, tmp_path):
     def start(seed: int) -> tuple[Any, ...]:
         model = network()
@@ -277,6 +292,9 @@ def load_example(name: str) -> Any:
     return module
 
 
+@stack("Hugging Face Trainer", "resume")
+@stack("Hugging Face Trainer", "accumulation")
+@stack("Hugging Face Trainer", "logging callback")
 def test_the_trainer_resumes_with_the_same_masks_and_counts(bert, tmp_path):
     whole = bert.main(str(tmp_path))
     optimizer = integrations.sparse_optimizer(whole.optimizer)
