@@ -27,7 +27,13 @@ from torch.utils.hooks import RemovableHandle
 
 from .layers import Layer
 from .shards import is_sharded, version, whole
-from .storage.active_gradient import holds_active_only
+from .storage.active_gradient import (
+    ActiveGradient,
+    active_values,
+    holds_active_only,
+    is_packable,
+    pack,
+)
 from .storage.zeroing import zero_at_sentinels, zero_inactive
 
 __all__ = ["Hooks", "dense_gradient", "mask_gradient", "refuse_gradients"]
@@ -71,6 +77,7 @@ class Hooks:
         self.masked: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self.handles: dict[int, RemovableHandle] = {}
         self.layers: dict[int, weakref.ref[Layer]] = {}
+        self.summed: set[int] = set()  # layers whose gradients are sums of several backward passes
         self.added: set[int] = set()  # layers whose gradients this backward pass added to
         self.backward = -1  # the backward pass at whose end the dense gradients are collected
         self.warned = False
@@ -141,7 +148,9 @@ class Hooks:
         if last is not None and last.is_of(grad, added):
             return  # nothing was added in this backward pass
         refuse_gradients([layer])
-        dense = grad.detach().clone()
+        dense = grad.detach()
+        if not self.packs(layer, grad):  # it is masked in place
+            dense = dense.clone()
         self.mask(layer)
         grad = layer.weight.grad if layer.weight.grad is not None else grad
         self.windows[id(layer)] = Window(dense, weakref.ref(grad), version(grad))
@@ -170,8 +179,24 @@ class Hooks:
             return
         if seen and zero_at_sentinels(grad.detach(), layer, self.turn):
             return
-        grad = layer.weight.grad = mask_gradient(layer, grad)
+        if self.packs(layer, grad):
+            grad = pack(grad, layer.index)
+        else:
+            grad = mask_gradient(layer, self._unpacked(layer, grad))
+        layer.weight.grad = grad
         self.masked[id(layer)] = (weakref.ref(grad), version(grad))
+
+    def packs(self, layer: Layer, grad: Tensor) -> bool:
+        """Whether the active entries are kept alone; not of sums, which are made in the dense."""
+        summed = id(layer) in self.summed or in_a_process_group()
+        return not summed and is_packable(grad, layer.index)
+
+    def _unpacked(self, layer: Layer, grad: Tensor) -> Tensor:
+        """The plain tensor, if something was added to active entries that were kept alone."""
+        if not isinstance(grad, ActiveGradient):
+            return grad
+        self.summed.add(id(layer))  # micro-batches: sums are made faster in the dense tensor
+        return grad.to_plain()
 
 
 def _hook(hooks: weakref.ref[Hooks], layer: weakref.ref[Layer]) -> Callable[[Tensor], None]:
@@ -244,12 +269,17 @@ def dense_gradient(layer: Layer, hooks: Hooks) -> Tensor | None:
     dense = window.dense * factor
     if not (hooks.warned or is_sharded(grad)) and in_a_process_group():
         hooks.warned = was_rewritten(layer, grad, dense)
-    return torch.where(layer.mask, grad, dense)
+    if layer.index is None:
+        return torch.where(layer.mask, grad, dense)
+    return dense.reshape(-1).index_copy_(0, layer.index, now).view(layer.shape)
 
 
 def active_part(layer: Layer, values: Tensor) -> Tensor:
     """The active entries, alone where the storage knows their positions, or among zeros."""
     if layer.index is not None:
+        ready = active_values(values, layer.index)
+        if ready is not None:
+            return ready
         return values.reshape(-1).index_select(0, layer.index)
     return zero_inactive(values.clone(), layer.mask)
 

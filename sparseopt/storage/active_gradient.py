@@ -15,7 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ActiveGradient", "active_values", "holds_active_only"]
+__all__ = [
+    "ActiveGradient",
+    "active_values",
+    "holds_active_only",
+    "is_packable",
+    "move",
+    "pack",
+]
+
+WORTH_PACKING = 1 << 15  # entries of a gradient; to zero fewer takes no longer than to ask
 
 aten = torch.ops.aten
 
@@ -108,11 +117,35 @@ def holds_active_only(grad: Tensor | None) -> bool:
     return isinstance(grad, ActiveGradient) and grad.held.dense is None
 
 
-def active_values(grad: Tensor, index: Tensor) -> Tensor | None:
+def active_values(grad: Tensor, index: Tensor | None) -> Tensor | None:
     """The active values, if the gradient holds these, for exactly this topology; else None."""
     if isinstance(grad, ActiveGradient) and grad.held.dense is None and grad.held.index is index:
         return grad.held.values
     return None
+
+
+def is_packable(grad: Tensor, index: Tensor | None) -> bool:
+    """Whether to keep only the entries at ``index``: it saves writing zeros, and the memory.
+
+    Only of a gradient that autograd has just made, which then nobody else holds.
+    """
+    if index is None or grad.numel() < WORTH_PACKING or type(grad) is not Tensor:
+        return False
+    fresh = grad._version == 0 and not grad.requires_grad
+    plain = grad.device.type == "cpu" and grad.is_contiguous()
+    return fresh and plain and not torch.compiler.is_compiling()
+
+
+def pack(grad: Tensor, index: Tensor | None) -> ActiveGradient:
+    """The gradient with its active entries alone, which behaves as the masked one."""
+    assert index is not None
+    return ActiveGradient(grad.view(-1).index_select(0, index), index, grad)
+
+
+def move(grad: Tensor, values: Tensor, index: Tensor) -> None:
+    """Let the gradient hold these values, at a new topology's places."""
+    assert isinstance(grad, ActiveGradient)
+    grad.held.values, grad.held.index = values, index
 
 
 def as_dense(grad: ActiveGradient) -> Tensor:

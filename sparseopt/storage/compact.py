@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from ..layers import Layer
 from ..positions import compress, count, merge, positions
 from ..update import Change
-from .active_gradient import active_values
+from .active_gradient import active_values, move
 from .masked import Masked
 from .state import mean_of, runs_more
-from .zeroing import flat, memory_order, stamp
+from .zeroing import INTEGERS, flat, memory_order, stamp
 
 __all__ = ["Compact", "can_pack"]
 
@@ -35,7 +35,6 @@ class Packed:
 
     index: Tensor
     values: nn.Parameter
-    grad: Tensor
     seen: tuple[int, int] | None = None  # the weight whose active entries the values were last
     sample: tuple[Tensor, Tensor] | None = None
     ahead: bool = False  # the weight has not been given the values yet
@@ -98,7 +97,8 @@ class Compact(Masked):
                 packed = self.packed[layer.key]
             self._enter(layer, packed)
             if packed.values.grad is not None:
-                self._stretch(layer, packed.values, packed.grad, self._picker(layer, packed))
+                pick = self._picker(layer, packed)
+                self._stretch(layer, packed.values, packed.values.grad, pick)
 
     def _enter(self, layer: Layer, packed: Packed) -> None:
         weight, grad = layer.weight, layer.weight.grad
@@ -106,12 +106,10 @@ class Compact(Masked):
             if packed.seen != stamp(weight):
                 self.write_back(layer)
                 gather(weight.detach(), weight, packed.index, packed.values.detach())
-            ready = active_values(grad, packed.index)
-            if ready is not None:  # from sparse compute
-                packed.grad = ready
-            else:
-                gather(grad.detach(), weight, packed.index, packed.grad)
-        packed.values.grad = None if grad is None else packed.grad
+            packed.values.grad = active_values(grad, packed.index)
+            if packed.values.grad is None:  # a dense one
+                packed.values.grad = packed.values.new_empty(len(packed.index))
+                gather(grad.detach(), weight, packed.index, packed.values.grad)
         self._swap(layer, weight, packed.values)
         self.inside.append(layer)
 
@@ -135,6 +133,7 @@ class Compact(Masked):
             self._swap(layer, packed.values, layer.weight)
             if packed.values.grad is None:
                 continue
+            packed.values.grad = None
             if self.deferred and packed.seen is not None:
                 packed.ahead = True
                 torch.autograd.graph.increment_version(layer.weight)
@@ -238,8 +237,7 @@ class Compact(Masked):
             self.packed.pop(layer.key, None)
             return
         values = nn.Parameter(layer.weight.new_empty(len(index)))
-        grad = torch.empty_like(values, requires_grad=False)
-        self.packed[layer.key] = Packed(index, values, grad)
+        self.packed[layer.key] = Packed(index, values)
         layer.index = index if layer.weight.is_contiguous() else None
 
     def carry_out(self, change: Change, grown_state: str) -> None:
@@ -267,6 +265,12 @@ class Compact(Masked):
             else:
                 moved.index_fill_(0, fresh, neutral)
             self.inner.state[weight][key] = unflat(moved, weight) if new is None else moved
+        if old is not None and new is not None and weight.grad is not None:
+            values = active_values(weight.grad, old.index)
+            if values is not None:
+                moved = values.new_zeros(layer.nnz)
+                moved.index_copy_(0, target, values.index_select(0, source))
+                move(weight.grad, moved, new.index)
 
     def _entries(self, layer: Layer) -> Iterator[tuple[str, Tensor, float]]:
         packed = self.packed.get(layer.key)
@@ -313,4 +317,10 @@ def gather(source: Tensor, like: Tensor, index: Tensor, out: Tensor) -> None:
 
 
 def scatter(target: Tensor, index: Tensor, values: Tensor) -> None:
-    flat(target, target).scatter_(0, index, values)
+    places, whole = flat(target, target), INTEGERS.get(target.dtype)
+    if whole is None or target.device.type != "cpu":
+        places.scatter_(0, index, values)
+        return
+    # the bits, because numpy has no bfloat16; a tenth to a third faster than scatter_
+    places.view(whole).numpy()[index.numpy()] = values.view(whole).numpy()
+    torch.autograd.graph.increment_version(target)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from ..bias_correction import BORN, BiasCorrection, Moments, mark_grown
 from ..layers import Layer
 from ..update import Change
+from .active_gradient import active_values
 from .state import StateTable, keeps_zeros, mean_of, state_of
 from .zeroing import stamp, zero_at_sentinels, zero_inactive
 
@@ -98,7 +99,7 @@ class Masked:
         if layer.dense:
             return True
         seen = self.clean_at.get(layer.key) == stamp(layer.weight)
-        return seen and zero_at_sentinels(layer.weight.detach(), layer, self.turn)
+        return seen and zero_at_sentinels(layer.weight, layer, self.turn)
 
     def note_clean(self, layer: Layer) -> None:
         self.clean_at[layer.key] = stamp(layer.weight)
@@ -130,8 +131,9 @@ class Masked:
         layer = change.layer
         self._move_state(change, grown_state)
         zero_inactive(layer.weight, layer.mask & ~change.fresh)
-        if layer.weight.grad is not None:
-            zero_inactive(layer.weight.grad, layer.mask)
+        grad = layer.weight.grad
+        if grad is not None and active_values(grad, layer.index) is None:
+            zero_inactive(grad, layer.mask)
         self.note_clean(layer)
         if grown_state == "per_element_step":
             clock = state_of(self.inner).get(layer.weight, {}).get("step", 0)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..layers import Layer
 from ..shards import is_sharded, local
 
-__all__ = ["flat", "memory_order", "stamp", "zero_at_sentinels", "zero_inactive"]
+__all__ = ["INTEGERS", "flat", "memory_order", "stamp", "zero_at_sentinels", "zero_inactive"]
 
 INTEGERS = {
     torch.float64: torch.int64,
@@ -53,24 +53,37 @@ def zero_inactive(values: Tensor, mask: Tensor) -> Tensor:
 
 
 WHOLE = 1 << 16  # a layer with no more entries is looked at entirely
-SENTINELS = 1 << 9  # entries of a larger one that are looked at in a turn: each is a cache miss
+WINDOWS = 32  # places of a larger one that are looked at in a turn: each is a few cache misses
+WIDTH = 64  # entries at each of them
 
 
 def zero_at_sentinels(values: Tensor, layer: Layer, turn: int) -> bool:
     """Whether a sample of the inactive entries is zero, in a fraction of a millisecond.
 
     Guards against writes that autograd does not count (``weight.data.copy_(average)``). Every turn
-    looks at other entries of a large layer, evenly spread: all of them in ``numel / SENTINELS``
-    turns. False too where ``values`` has another layout than the weight.
+    looks at other places of a large layer, evenly spread: at all of them within
+    ``numel / (WINDOWS * WIDTH)`` turns, but for the ends, which take as many again. False too where
+    ``values`` has another layout than the weight.
     """
-    values, weight, mask = local(values), local(layer.weight), local(layer.mask)
+    weight, mask = layer.weight, layer.mask
+    if is_sharded(weight):
+        values, weight, mask = local(values), local(weight), local(mask)
     if values.stride() != weight.stride() or values.is_sparse:
         return False
-    # odd: falls into all columns
-    stride = 1 if weight.numel() <= WHOLE else (weight.numel() // SENTINELS) | 1
-    sample = slice(turn % stride, None, stride)
-    seen, active = flat(values, weight)[sample], flat(mask, weight)[sample]
-    return not bool(seen.ne(0).logical_and_(active.logical_not()).any())
+    seen, active = sample(flat(values, weight), turn), sample(flat(mask, weight), turn)
+    return not bool(seen.ne(0).gt(active).any())
+
+
+def sample(values: Tensor, turn: int) -> Tensor:
+    """What is looked at of a vector in this turn."""
+    if values.numel() <= WHOLE:
+        return values
+    between = values.numel() // WINDOWS
+    lap, place = divmod(turn, -(-between // WIDTH))
+    # what does not divide is left out at the end in one lap, at the beginning in the next
+    first = values.numel() - WINDOWS * between if lap % 2 else 0
+    first += min(place * WIDTH, between - WIDTH)
+    return values.as_strided((WINDOWS, WIDTH), (between, 1), values.storage_offset() + first)
 
 
 def stamp(weight: Tensor) -> tuple[int, int]:

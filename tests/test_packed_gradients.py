@@ -1,0 +1,192 @@
+"""Under compact storage gradients hold active entries alone, and nobody can tell but by memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparseopt import SparseOptimizer
+from sparseopt.layers import Layer
+from sparseopt.storage.active_gradient import (
+    WORTH_PACKING,
+    ActiveGradient,
+    holds_active_only,
+)
+from sparseopt.storage.zeroing import WHOLE, WIDTH, WINDOWS, zero_at_sentinels
+
+
+class Net(nn.Module):
+    """Layers large enough that their gradients are packed, and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(64, 64, 3)
+        self.linear = nn.Linear(64, 600)
+        self.attention = nn.MultiheadAttention(120, 2)
+        self.small = nn.Linear(600, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        pixels = self.convolution(inputs[:, None, None].expand(-1, 64, 3, -1))
+        hidden = self.linear(pixels.flatten(1)[:, :64]).relu()
+        attended, _ = self.attention(*[hidden.view(-1, 5, 120)] * 3)
+        return self.small(attended.reshape(-1, 600))
+
+
+Pair = tuple[tuple[nn.Module, SparseOptimizer], ...]
+
+
+def pair(algo: str = "rigl", **options: Any) -> Pair:
+    """The same network under compact and masked storage, in float64."""
+    torch.manual_seed(0)
+    model = Net().double()
+    options = {"sparsity": 0.8, "update_every": 2} | options
+    made = []
+    for storage in ("compact", "masked"):
+        own = copy.deepcopy(model)
+        adam = torch.optim.AdamW(own.parameters(), lr=0.01)
+        made.append((own, SparseOptimizer(adam, algo, model=own, storage=storage, **options)))
+    return tuple(made)
+
+
+def backward(model: nn.Module, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    model(inputs.repeat(1, 3)).square().sum().backward()
+
+
+def assert_same(pairs: Pair) -> None:
+    (one, first), (other, second) = pairs
+    for layer, beside in zip(first.layers, second.layers, strict=True):
+        assert torch.equal(layer.mask, beside.mask), layer.name
+    for (name, weight), beside in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(weight, beside, rtol=0, atol=1e-12, msg=name)
+        if weight.grad is not None:
+            torch.testing.assert_close(weight.grad + 0, beside.grad, rtol=0, atol=1e-12, msg=name)
+
+
+def in_both(pairs: Pair, act: Callable[[nn.Module], Any]) -> None:
+    for model, _ in pairs:
+        act(model)
+
+
+def step_both(pairs: Pair) -> None:
+    for _, optimizer in pairs:
+        optimizer.step()
+
+
+def zero_both(pairs: Pair, to_none: bool = True) -> None:
+    for _, optimizer in pairs:
+        optimizer.zero_grad(set_to_none=to_none)
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [weight.grad for weight in model.parameters() if weight.grad is not None]
+
+
+def test_gradients_of_large_sparse_layers_hold_active_entries_alone() -> None:
+    (model, optimizer), _ = pair("static")
+    backward(model)
+    for layer in optimizer.layers:
+        large = layer.numel >= WORTH_PACKING
+        assert holds_active_only(layer.weight.grad) == large, layer.name
+    assert {layer.numel >= WORTH_PACKING for layer in optimizer.layers} == {True, False}
+
+
+WRITES: dict[str, Callable[[nn.Module], Any]] = {
+    "nothing": lambda model: None,
+    "clipped by norm": lambda model: nn.utils.clip_grad_norm_(model.parameters(), 0.1),
+    "clipped by value": lambda model: nn.utils.clip_grad_value_(model.parameters(), 0.01),
+    "clamped through data": lambda model: [g.data.clamp_(-0.01, 0.01) for g in gradients(model)],
+    "scaled through numpy": lambda model: [g.numpy().__imul__(0.5) for g in gradients(model)],
+    "through a view": lambda model: [g.view(-1)[::2].mul_(3.0) for g in gradients(model)],
+    "noise": lambda model: [g.add_(0.01 * torch.ones_like(g)) for g in gradients(model)],
+    "one entry": lambda model: [g.view(-1).__setitem__(0, 5.0) for g in gradients(model)],
+    "replaced": lambda model: [
+        setattr(p, "grad", p.grad.clone().mul_(2.0)) for p in model.parameters()
+    ],
+    "zeroed": lambda model: [g.zero_() for g in gradients(model)],
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_what_is_written_into_gradients_reaches_the_step(write: str) -> None:
+    pairs = pair("static")
+    for seed in range(3):
+        zero_both(pairs)
+        in_both(pairs, lambda model, seed=seed: backward(model, seed))
+        in_both(pairs, WRITES[write])
+        step_both(pairs)
+    (one, _), (other, _) = pairs
+    for weight, beside in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(weight, beside, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("algo", ["static", "set", "rigl"])
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("micro", [1, 3])
+def test_micro_batches_and_updates_give_what_dense_gradients_give(
+    algo: str, to_none: bool, micro: int
+) -> None:
+    pairs = pair(algo)
+    for step in range(6):
+        zero_both(pairs, to_none)
+        for part in range(micro):
+            in_both(pairs, lambda model, seed=10 * step + part: backward(model, seed))
+        assert_same(pairs)
+        in_both(pairs, lambda model: nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        step_both(pairs)
+        assert_same(pairs)  # the gradients too: an update moves them to the new topology
+
+
+def test_gradients_never_zeroed_go_on_through_updates() -> None:
+    pairs = pair("rigl")
+    for seed in range(6):
+        in_both(pairs, lambda model, seed=seed: backward(model, seed))
+        step_both(pairs)
+        assert_same(pairs)
+
+
+def test_a_gradient_in_memory_of_the_user_stays_there() -> None:
+    (model, optimizer), _ = pair("static")
+    weights = [layer.weight for layer in optimizer.layers]
+    whole = torch.zeros(sum(weight.numel() for weight in weights), dtype=torch.float64)
+    pieces = whole.split([weight.numel() for weight in weights])
+    for weight, piece in zip(weights, pieces, strict=True):
+        weight.grad = piece.view(weight.shape)
+    backward(model)
+    for layer, piece in zip(optimizer.layers, pieces, strict=True):
+        assert layer.weight.grad.data_ptr() == piece.data_ptr()
+        assert not isinstance(layer.weight.grad, ActiveGradient)
+        assert piece.view(layer.shape)[~layer.mask].eq(0).all() and piece.ne(0).any()
+
+
+def test_the_dense_gradient_of_an_update_is_not_held_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (model, optimizer), _ = pair("rigl", update_every=1)
+    layer = optimizer.layers[0]
+    memory = []
+    layer.weight.register_post_accumulate_grad_hook(lambda p: memory.append(p.grad.data_ptr()))
+    backward(model)
+    assert optimizer._hooks.windows[id(layer)].dense.data_ptr() == memory[0]
+    assert holds_active_only(layer.weight.grad)
+
+
+@pytest.mark.parametrize("entries", [WHOLE, WHOLE + 1, 3 * WHOLE + 77])
+def test_every_inactive_entry_is_looked_at_in_two_laps(entries: int) -> None:
+    weight = torch.zeros(entries)
+    layer = Layer("w", weight, (0, 0))
+    layer.set_mask(torch.zeros(entries, dtype=torch.bool))
+    turns = 1 if entries <= WHOLE else 2 * (entries // (WINDOWS * WIDTH) + 1)
+    generator = torch.Generator().manual_seed(0)
+    places = [0, entries - 1, *torch.randint(entries, (20,), generator=generator).tolist()]
+    for place in places:
+        weight[place] = 1.0
+        assert not all(zero_at_sentinels(weight, layer, turn) for turn in range(turns)), place
+        weight[place] = 0.0
+    assert all(zero_at_sentinels(weight, layer, turn) for turn in range(turns))
