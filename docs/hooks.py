@@ -1,8 +1,7 @@
 """What the docs site does to the files of the repository, so that they read well in both places.
 
 Hooks of mkdocs (see mkdocs.yml): `FOLDER/*` in the navigation stands for every page of the folder,
-the project's own pages are taken from the root, links follow, and blocks with prompts are coloured
-as such.
+pages outside docs/ are taken along, links follow, and blocks with prompts are coloured as such.
 """
 
 from __future__ import annotations
@@ -17,7 +16,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-FROM_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md")
+FROM_ROOT = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "examples/README.md",
+    "examples/demo.png",
+    "examples/recipes/README.md",
+)
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
 PROMPT = re.compile(r"^```python\n(?=>>> )", re.MULTILINE)
 

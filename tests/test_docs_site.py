@@ -128,12 +128,12 @@ def test_every_member_of_the_optimizer_is_on_its_api_page(site: Path) -> None:
 @pytest.mark.parametrize(
     "repository, link",
     [
-        ("", "the examples (`examples/README.md`)"),
-        ("https://host/us/it", "[the examples](https://host/us/it/blob/main/examples/README.md)"),
+        ("", "the demo (`examples/demo.py`)"),
+        ("https://host/us/it", "[the demo](https://host/us/it/blob/main/examples/demo.py)"),
     ],
 )
 def test_a_link_out_of_the_docs_leads_to_the_repository(repository: str, link: str) -> None:
-    assert rewritten("[the examples](../examples/README.md)", repo_url=repository) == link
+    assert rewritten("[the demo](../examples/demo.py)", repo_url=repository) == link
 
 
 def test_a_link_to_a_page_of_the_root_leads_to_its_copy() -> None:
