@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from common import DYNAMIC, MORE_RECIPES, RECIPES, Recipe, convnet, mlp, sparse, train
 from torch import nn
+from two_processes import in_processes
 
 import sparseopt
 from sparseopt import SparseOptimizer, report
@@ -205,6 +207,25 @@ def test_flops_are_those_of_the_optimizer_or_said_to_be_missing(tmp_path: Path) 
     ]  # fmt: skip
     assert so_far[4] == f"{live.so_far.growth:.4g}" != "0"
     assert page.row("training, all 40 steps (projected)")
+
+
+def reported(rank: int, folder: str) -> str:
+    """The page of a run in shards; of the same run in one process for a negative rank."""
+    model = mlp((6, 7, 5))
+    if rank >= 0:
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(model)
+    optimizer = sparse(model, torch.optim.SGD, "rigl", sparsity=0.5)
+    train(model, optimizer, 4)
+    source = report(optimizer, Path(folder) / f"page{rank}.html").read_text()
+    return re.sub(r"Written [^<]*|torch.initial_seed.*?</tr>", "", source)
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+def test_every_process_writes_the_page_of_the_whole_layers(tmp_path: Path) -> None:
+    pages = in_processes(reported, tmp_path, str(tmp_path))
+    assert pages[0] == pages[1] == reported(-1, str(tmp_path))
 
 
 def test_names_of_layers_are_escaped(tmp_path: Path) -> None:
