@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from .algorithms import Algorithm, Recipe, resolve
 from .bias_correction import check_supported
 from .compute.choice import Choose
-from .compute.engine import Engine, check_compute, deferred_weights, dense_compute, storage_for
+from .compute.engine import Engine, check_compute, dense_compute, storage_for
 from .distributions import check_sparsity
 from .gradients import Hooks, refuse_gradients
 from .history import Record, Run
@@ -365,27 +365,6 @@ class SparseOptimizer(Persistence):
             ...     outputs = model(torch.ones(4, 20))
         """
         return dense_compute(self._engine)
-
-    def deferred_weights(self) -> deferred_weights:
-        """Within a ``with`` block, sparse layers do not write their dense weights after every step.
-
-        The writing is up to two fifths of a step. The block's end, topology updates,
-        ``model.state_dict()``, dense products and this optimizer's own methods bring the weights
-        up to date; whoever else reads ``module.weight`` within the block (an average of weights,
-        ``copy.deepcopy(model)``) sees old values. Without sparse compute: nothing.
-
-        Raises:
-            RuntimeError: Later, if a weight is changed by somebody else within the block.
-
-        Example:
-            >>> model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.Linear(30, 5))
-            >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-            >>> optimizer = SparseOptimizer(sgd, sparsity=0.9, model=model, compute="sparse")
-            >>> with optimizer.deferred_weights():
-            ...     model(torch.ones(4, 20)).sum().backward()
-            ...     optimizer.step()
-        """
-        return deferred_weights(self._engine)
 
 
 def skips_step(due: Sequence[Pool]) -> bool:

@@ -709,108 +709,6 @@ def test_dense_gradients_are_made_in_the_window_only() -> None:
     assert seen == [True, True, False] * 3
 
 
-# --- weights written back later -------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("recipe", ALL_RECIPES, ids=str)
-def test_training_with_deferred_weights_is_the_same(recipe: Recipe) -> None:
-    (dense, one), (sparse, other) = pair(algo=recipe.algo, **recipe.options)
-    train(dense, one, 24, micro=2, clip=1.0)
-    with other.deferred_weights():
-        train(sparse, other, 24, micro=2, clip=1.0)
-    assert all(torch.equal(one.masks[name], other.masks[name]) for name in one.masks)
-    assert_same(dense, sparse)
-
-
-def deferred_run(**more: Any) -> tuple[nn.Module, Any, nn.Module, Any]:
-    """A network within a deferred block, after a few steps, and one that trained ordinarily."""
-    (dense, one), (sparse, other) = pair(algo="static", **more)
-    train(dense, one, 5)
-    other.deferred_weights().__enter__()
-    train(sparse, other, 5)
-    return dense, one, sparse, other
-
-
-def test_deferred_weights_are_current_in_state_dict_and_checkpoints() -> None:
-    dense, one, sparse, other = deferred_run()
-    stale = (sparse[0].weight - dense[0].weight).abs().max()
-    assert stale > 1e-6  # else this test shows nothing
-    for (name, value), theirs in zip(
-        sparse.state_dict().items(), dense.state_dict().values(), strict=True
-    ):
-        torch.testing.assert_close(value, theirs, **EXACT, msg=name)
-    train(dense, one, 2)
-    train(sparse, other, 2)
-    other.apply_masks()
-    assert_same(dense, sparse)
-
-
-def test_deferred_weights_are_current_in_dense_products_and_after_updates() -> None:
-    dense, one, sparse, other = deferred_run()
-    with other.dense_compute():
-        assert_same(dense, sparse)
-        values = torch.ones(2, 20)
-        torch.testing.assert_close(sparse(values), dense(values), **EXACT)
-    train(dense, one, 2)
-    train(sparse, other, 2)
-    functional = torch.func.vmap(sparse)(values)  # falls back to the dense weight
-    torch.testing.assert_close(functional, dense(values), **EXACT)
-    train(dense, one, 2)
-    train(sparse, other, 2)
-    one.update_topology()
-    other.update_topology()
-    assert_same(dense, sparse)
-
-
-def test_second_derivatives_see_deferred_weights() -> None:
-    dense, _, sparse, _ = deferred_run()
-    slopes = []
-    for model in (dense, sparse):
-        values = torch.ones(2, 20, requires_grad=True)
-        slopes.append(torch.autograd.grad(loss(model, values), values, create_graph=True)[0])
-    torch.testing.assert_close(*slopes, **EXACT)
-
-
-def test_writing_weights_while_they_are_deferred_is_refused() -> None:
-    _, _, sparse, other = deferred_run()
-    with torch.no_grad():
-        sparse[0].weight.mul_(2)
-    with pytest.raises(RuntimeError, match="'0.weight'.*deferred_weights"):
-        train(sparse, other, 1)
-
-
-def test_the_end_of_the_block_makes_weights_current_even_after_an_error() -> None:
-    (dense, one), (sparse, other) = pair(algo="static")
-    train(dense, one, 3)
-    with pytest.raises(KeyError), other.deferred_weights():
-        train(sparse, other, 3)
-        raise KeyError
-    assert_same(dense, sparse)
-    train(dense, one, 3)
-    train(sparse, other, 3)
-    assert_same(dense, sparse)
-    assert "state_dict" not in str(sparse[0]._state_dict_pre_hooks)
-
-
-def test_backward_refuses_deferred_weights_that_were_stepped_since_forward() -> None:
-    _, _, sparse, other = deferred_run()
-    value = loss(sparse, torch.ones(3, 20))
-    train(sparse, other, 1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        value.backward()
-
-
-def test_copies_made_with_current_weights_within_a_block_are_ordinary() -> None:
-    _, _, sparse, other = deferred_run()
-    expected = {name: value.clone() for name, value in sparse.state_dict().items()}
-    for duplicate in (copy.deepcopy, by_pickle):
-        model = duplicate(sparse)
-        train(sparse, other, 1)
-        assert all(torch.equal(expected[n], value) for n, value in model.state_dict().items())
-        expected = {name: value.clone() for name, value in sparse.state_dict().items()}
-
-
 def test_the_rest_of_the_model_can_be_compiled() -> None:
     (dense, one), (sparse, other) = pair()
     train(dense, one, 9)
@@ -855,5 +753,5 @@ def test_auto_leaves_the_rest_alone_where_nothing_is_to_be_gained() -> None:
         optimizer = SparseOptimizer(inner, "set", sparsity=sparsity, model=model, compute="auto")
         assert "storage='masked'" in repr(optimizer)
         assert not any("forward" in m.__dict__ for m in model.modules())
-        with optimizer.deferred_weights(), optimizer.dense_compute():
+        with optimizer.dense_compute():
             train(model, optimizer, 2)

@@ -18,7 +18,7 @@ from .choice import HIGHEST_DENSITY, Choose, chooser, pays
 from .linear import Forward, Watcher, following
 from .structure import Structure
 
-__all__ = ["Engine", "check_compute", "deferred_weights", "dense_compute", "storage_for"]
+__all__ = ["Engine", "check_compute", "dense_compute", "storage_for"]
 
 
 def check_compute(compute: str | Choose, model: nn.Module | None, storage: str) -> None:
@@ -80,6 +80,7 @@ class Engine(Watcher):
         self.storage = storage
         self.pairs: list[tuple[nn.Linear, nn.Linear | None, Layer]] = []
         self.structures: dict[tuple[int, int], Structure] = {}
+        self.traced: set[tuple[int, int]] = set()
         self.on = True
         self.use(hooks)
 
@@ -107,16 +108,19 @@ class Engine(Watcher):
     def stop(self) -> None:
         """All modules are as they were before."""
         self.on = False
-        self.write_back()
-        for module, _, _ in self.pairs:
+        self.storage.deferring.clear()
+        for module, _, layer in self.pairs:
+            self.storage.write_back(layer)
             own = module.__dict__.get("forward")
             if isinstance(own, Forward) and own.engine() is self:
                 del module.__dict__["forward"]
 
-    def write_back(self) -> None:
-        """Give all weights their current values."""
-        for _, _, layer in self.pairs:
-            self.storage.write_back(layer)
+    def settle(self, layer: Layer) -> None:
+        """Dense products follow: the weight is written now, and after every step."""
+        if torch.jit.is_tracing():
+            self.traced.add(layer.key)  # traces read its memory, and do not come by here
+        self.storage.deferring.discard(layer.key)
+        self.storage.write_back(layer)
 
     def wants_dense(self) -> bool:
         """Whether the next update asks for the gradient of every weight."""
@@ -135,6 +139,8 @@ class Engine(Watcher):
             structure = self.structures[layer.key] = Structure(packed, layer.weight)
         if self.choose is None and not pays(layer, structure, module, values):
             return None
+        if layer.key not in self.traced:
+            self.storage.deferring.add(layer.key)
         return structure
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,44 +160,6 @@ def is_plain(module: nn.Linear) -> bool:
 def is_original(forward: Any, module: nn.Module) -> bool:
     """Whether it is what a copy of a sparsely computing module gets."""
     return getattr(forward, "__func__", None) is type(module).forward
-
-
-class Refresh:
-    """A hook that makes weights current; in a copy of its module it does nothing."""
-
-    def __init__(self, engine: Engine | None = None) -> None:
-        self.engine = None if engine is None else weakref.ref(engine)
-
-    def __call__(self, *given: Any) -> None:
-        engine = None if self.engine is None else self.engine()
-        if engine is not None:
-            engine.write_back()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Refresh, ()
-
-
-class deferred_weights:  # noqa: N801 - reads as the method that returns it
-    """While it lasts, dense weights are not written after every step."""
-
-    def __init__(self, engine: Engine | None) -> None:
-        self.engine = engine
-
-    def __enter__(self) -> None:
-        if self.engine is not None:
-            self.before = self.engine.storage.deferred
-            self.engine.storage.deferred = True
-            self.handles = [
-                module.register_state_dict_pre_hook(Refresh(self.engine))
-                for module, _, _ in self.engine.pairs
-            ]
-
-    def __exit__(self, *error: Any) -> None:
-        if self.engine is not None:
-            self.engine.storage.deferred = self.before
-            for handle in self.handles:
-                handle.remove()
-            self.engine.write_back()
 
 
 class dense_compute:  # noqa: N801 - reads as the method that returns it

@@ -26,9 +26,6 @@ class Watcher:
         """Whether the gradient of every weight is asked for."""
         return False
 
-    def write_back(self) -> None:
-        """Make the dense weights current."""
-
 
 class Product(torch.autograd.Function):
     """``torch.nn.functional.linear`` on active values; its gradients too.
@@ -57,7 +54,6 @@ class Product(torch.autograd.Function):
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, columns = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: by operators that can be derived again
-            ctx.engine.write_back()
             return dense_gradients(inputs, weight, slopes, ctx.needs_input_grad)
         needs = ctx.needs_input_grad
         turned = feature_major(slopes)
@@ -112,7 +108,7 @@ class Forward:
         suitable = suits(module, input)
         structure = engine.structure(self.layer, module, input) if suitable else None
         if structure is None:
-            engine.storage.write_back(self.layer)
+            engine.settle(self.layer)
             return nn.Linear.forward(module, input)
         stay = self._goes_to_sparse() and not module._forward_hooks
         return Product.apply(input, module.weight, module.bias, structure, engine, stay)

@@ -21,6 +21,47 @@ from ..storage.compact import Packed
 __all__ = ["Structure"]
 
 
+FEWEST_COLUMNS = 16
+"""From so many samples on, sums over bags of embeddings are faster than products of CSR."""
+
+
+class Matrix:
+    """A sparse matrix, compressed by rows, that shares these tensors.
+
+    Args:
+        starts: Where each row begins among the values, and the end; int32.
+        columns: The column of each value; int32.
+        values: One-dimensional.
+        shape: Rows and columns.
+    """
+
+    def __init__(
+        self, starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]
+    ) -> None:
+        self.starts, self.columns, self.values = starts, columns, values
+        self.csr = csr(starts, columns, values, shape)
+        self.bags = values.dtype == torch.float32 and FBGEMM
+
+    def product(self, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Times a dense matrix (columns, samples); ``bias``, if any, is added to each sample.
+
+        A row of the result is a sum of rows of ``inputs``, weighted by values: what an embedding
+        bag is, for which torch has a faster kernel where rows are long.
+        """
+        if not self.bags or inputs.shape[1] < FEWEST_COLUMNS:
+            if bias is None:
+                return torch.mm(self.csr, inputs)
+            return torch.addmm(bias.unsqueeze(1), self.csr, inputs)
+        made = torch.nn.functional.embedding_bag(
+            self.columns, inputs, self.starts,
+            mode="sum", per_sample_weights=self.values, include_last_offset=True,
+        )  # fmt: skip
+        return made if bias is None else made.add_(bias.unsqueeze(1))
+
+
+FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
+
+
 class Structure:
     """Products with one layer's active weights.
 
@@ -34,10 +75,10 @@ class Structure:
         self.shape = tuple(weight.shape)
         outputs, inputs = self.shape
         rows = torch.arange(outputs + 1) * inputs
-        self.starts = torch.searchsorted(packed.index, rows).int()
-        self.columns = (packed.index % inputs).int()
-        self.matrix = csr(self.starts, self.columns, packed.values.detach(), self.shape)
-        self.turned: Tensor | None = None
+        starts = torch.searchsorted(packed.index, rows).int()
+        columns = (packed.index % inputs).int()
+        self.matrix = Matrix(starts, columns, packed.values.detach(), self.shape)
+        self.turned: Matrix | None = None
         self.order: Tensor | None = None
         self.turned_at = -1
         self.sampled: Tensor | None = None
@@ -45,19 +86,16 @@ class Structure:
 
     def forward(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """``W x + b``; inputs (inputs, samples), result (outputs, samples)."""
-        if bias is None:
-            return torch.mm(self.matrix, inputs)
-        return torch.addmm(bias.unsqueeze(1), self.matrix, inputs)
+        return self.matrix.product(inputs, bias)
 
     def backward(self, slopes: Tensor, version: int) -> Tensor:
         """``W' g``: the gradient of the inputs. ``version`` tells when the weights changed."""
         if self.turned is None or self.order is None:
             self.turned, self.order = self._transpose()
         if self.turned_at != version:
-            values = self.packed.values.detach()
-            torch.index_select(values, 0, self.order, out=self.turned.values())
+            torch.index_select(self.matrix.values, 0, self.order, out=self.turned.values)
             self.turned_at = version
-        return torch.mm(self.turned, slopes)
+        return self.turned.product(slopes)
 
     def gradient(self, slopes: Tensor, inputs: Tensor, weight: Tensor) -> ActiveGradient:
         """``g x'`` at the active places only."""
@@ -73,21 +111,22 @@ class Structure:
         """A matrix for the gradient: the last one, unless somebody still holds its values."""
         before = None if self.given is None else self.given()
         if self.sampled is None or (before is not None and before.values is not None):
-            values = torch.empty_like(self.packed.values, requires_grad=False)
-            self.sampled = csr(self.starts, self.columns, values, self.shape)
+            mine = self.matrix
+            values = torch.empty_like(mine.values)
+            self.sampled = csr(mine.starts, mine.columns, values, self.shape)
         return self.sampled
 
-    def _transpose(self) -> tuple[Tensor, Tensor]:
+    def _transpose(self) -> tuple[Matrix, Tensor]:
         outputs, inputs = self.shape
-        columns = self.columns.numpy()
+        columns, starts = self.matrix.columns.numpy(), self.matrix.starts.numpy()
         small = columns.astype(np.uint16) if inputs <= 1 << 16 else columns  # sorted by radix
         order = torch.from_numpy(np.argsort(small, kind="stable"))
         counts = np.bincount(columns, minlength=inputs)
-        starts = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)])).int()
-        each = np.repeat(np.arange(outputs, dtype=np.int32), np.diff(self.starts.numpy()))
+        turned = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)])).int()
+        each = np.repeat(np.arange(outputs, dtype=np.int32), np.diff(starts))
         rows = torch.from_numpy(each).index_select(0, order)
-        values = torch.empty_like(self.packed.values, requires_grad=False)
-        return csr(starts, rows, values, (inputs, outputs)), order.int()
+        values = torch.empty_like(self.matrix.values)
+        return Matrix(turned, rows, values, (inputs, outputs)), order.int()
 
 
 def csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:

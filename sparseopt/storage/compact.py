@@ -19,9 +19,10 @@ from ..layers import Layer
 from ..positions import compress, count, merge, positions
 from ..update import Change
 from .active_gradient import active_values, move
+from .deferred import Deferred, defer, settle, stamp
 from .masked import Masked
 from .state import mean_of, runs_more
-from .zeroing import INTEGERS, flat, memory_order, stamp
+from .zeroing import INTEGERS, flat, memory_order
 
 __all__ = ["Compact", "can_pack"]
 
@@ -37,14 +38,13 @@ class Packed:
     values: nn.Parameter
     seen: tuple[int, int] | None = None  # the weight whose active entries the values were last
     sample: tuple[Tensor, Tensor] | None = None
-    ahead: bool = False  # the weight has not been given the values yet
 
     def agrees(self, weight: Tensor) -> bool:
         """Whether the values are the weight's: by its version, and by a sample of the entries.
 
         Writes through ``weight.data`` change no version; the sample sees those that are not small.
         """
-        if self.seen != stamp(weight) or self.ahead:
+        if self.seen != stamp(weight) or isinstance(weight, Deferred):
             return self.seen == stamp(weight)
         if self.sample is None:
             here = torch.arange(0, len(self.index), max(1, len(self.index) // SAMPLE))
@@ -76,7 +76,7 @@ class Compact(Masked):
         super().__init__(inner)
         self.packed: dict[tuple[int, int], Packed] = {}
         self.inside: list[Layer] = []
-        self.deferred = False  # write values back when they are asked for, not after every step
+        self.deferring: set[tuple[int, int]] = set()  # layers written when somebody reads them
 
     # --- around a step ----------------------------------------------------------------------------
 
@@ -134,14 +134,17 @@ class Compact(Masked):
             if packed.values.grad is None:
                 continue
             packed.values.grad = None
-            if self.deferred and packed.seen is not None:
-                packed.ahead = True
-                torch.autograd.graph.increment_version(layer.weight)
-            else:
+            if not self._defer(layer, packed):
+                settle(layer.weight)
                 scatter(layer.weight.detach(), packed.index, packed.values.detach())
             if packed.seen is not None:
                 packed.seen = stamp(layer.weight)
         self.inside.clear()
+
+    def _defer(self, layer: Layer, packed: Packed) -> bool:
+        if packed.seen is None or layer.key not in self.deferring:
+            return False
+        return defer(layer.weight, layer.name, packed.values, packed.index)
 
     def _swap(self, layer: Layer, old: Tensor, new: Tensor) -> None:
         """Put one tensor in the place of another, in the group and as the owner of the state."""
@@ -164,8 +167,6 @@ class Compact(Masked):
             written from elsewhere and are not zero.
         """
         packed, weight = self.packed.get(layer.key), layer.weight
-        if packed is not None and packed.seen != stamp(weight):
-            self.write_back(layer)  # raises: somebody wrote over values that were deferred
         if packed is None or packed.values.dtype != weight.dtype or not weight.is_contiguous():
             return None
         if packed.agrees(weight):
@@ -178,21 +179,8 @@ class Compact(Masked):
 
     @torch.no_grad()
     def write_back(self, layer: Layer) -> None:
-        """Give the weight the values that it has not got yet; not a change, so no new version.
-
-        Raises:
-            RuntimeError: If the weight was written from elsewhere meanwhile.
-        """
-        packed = self.packed.get(layer.key)
-        if packed is None or not packed.ahead:
-            return
-        packed.ahead = False
-        if packed.seen != stamp(layer.weight):
-            raise RuntimeError(
-                f"the weight {layer.name!r} was written while its values were deferred: leave "
-                "optimizer.deferred_weights() before you change weights yourself"
-            )
-        scatter(layer.weight.data, packed.index, packed.values.detach())
+        """Give the weight the values that it has not got yet."""
+        settle(layer.weight)
 
     def is_clean(self, layer: Layer) -> bool:
         """Whether inactive weights are zero; fewer entries are looked at where values are shared.

@@ -13,8 +13,9 @@ from ..bias_correction import BORN, BiasCorrection, Moments, mark_grown
 from ..layers import Layer
 from ..update import Change
 from .active_gradient import active_values
+from .deferred import stamp
 from .state import StateTable, keeps_zeros, mean_of, state_of
-from .zeroing import stamp, zero_at_sentinels, zero_inactive
+from .zeroing import zero_at_sentinels, zero_inactive
 
 __all__ = ["Masked"]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..layers import Layer
 from ..shards import is_sharded, local
 
-__all__ = ["INTEGERS", "flat", "memory_order", "stamp", "zero_at_sentinels", "zero_inactive"]
+__all__ = ["INTEGERS", "flat", "memory_order", "zero_at_sentinels", "zero_inactive"]
 
 INTEGERS = {
     torch.float64: torch.int64,
@@ -84,11 +84,6 @@ def sample(values: Tensor, turn: int) -> Tensor:
     first = values.numel() - WINDOWS * between if lap % 2 else 0
     first += min(place * WIDTH, between - WIDTH)
     return values.as_strided((WINDOWS, WIDTH), (between, 1), values.storage_offset() + first)
-
-
-def stamp(weight: Tensor) -> tuple[int, int]:
-    """Changes with every write that autograd counts, and with the memory."""
-    return weight._version, weight.data_ptr()
 
 
 def memory_order(weight: Tensor) -> list[int]:

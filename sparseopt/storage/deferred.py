@@ -1,0 +1,160 @@
+"""Weights that get their newest values when somebody reads them.
+
+Compact storage steps on the active values alone. To spread them over the dense weight after every
+step costs as much memory traffic as a dense step; where sparse products read the active values
+themselves, nobody misses the dense copy. Such a parameter becomes a :class:`Deferred` one, in
+place: the same object, in the modules, groups and lists that hold it. Every function, method or
+attribute of torch that asks for its values first gives it these, and makes it an ordinary parameter
+again. What gets at the memory past Python (C++ extensions, ``torch.func`` on the parameter itself)
+meets a lock: torch raises our message instead of handing out old values. Memory that others hold
+besides the parameter (``state = model.state_dict()``, ``p.data``, a NumPy view, a traced module)
+is never deferred, so that whoever took it earlier finds new values in it after every step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+__all__ = ["Deferred", "can_defer", "defer", "settle", "stamp"]
+
+untouched = torch._C.DisableTorchFunctionSubclass
+lock = getattr(torch._C, "_set_storage_data_ptr_access_error_msg", None)
+unlock = getattr(torch._C, "_clear_storage_data_ptr_access_error_msg", None)
+holders = getattr(torch._C, "_storage_Use_Count", None)
+ALONE = 2  # holders of memory that is the parameter's only: the parameter, and its storage object
+
+MESSAGE = (
+    "the newest values of the weight {name!r} are held by its SparseOptimizer, which computes "
+    "sparsely, and what reads the weight here does not tell torch: give it p.detach(), or call "
+    "optimizer.apply_masks() before, or optimizer.dense_compute() for good"
+)
+
+
+class Deferred(nn.Parameter):
+    """A parameter whose values are still to be written; an ordinary one as soon as it is read."""
+
+    awaited: tuple[Tensor, Tensor, tuple[int, int]]  # values, their positions, where the memory is
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in HARMLESS and settle_all((args, kwargs)):
+            return func(*args, **kwargs)
+        with untouched():
+            return func(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        settle(self)
+        return nn.Parameter.__deepcopy__(self, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        settle(self)
+        return self.__reduce_ex__(protocol)  # as the ordinary parameter that it is now
+
+
+def attribute(name: str) -> list[Any]:
+    descriptor = getattr(torch.Tensor, name)
+    return [getattr(descriptor, way) for way in ("__get__", "__set__", "__delete__")]
+
+
+HARMLESS = {
+    # what asks for no values: training loops look these up in every step
+    *attribute("grad"),
+    *(attribute(name)[0] for name in ("shape", "dtype", "device", "ndim", "layout", "is_sparse")),
+    *(attribute(name)[0] for name in ("requires_grad", "is_leaf", "grad_fn", "_version")),
+    *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.stride),
+    *(torch.Tensor.is_contiguous, torch.Tensor.is_floating_point, torch.Tensor.is_complex),
+}
+
+
+def can_defer(weight: Tensor) -> bool:
+    """Whether nobody but the parameter holds its memory, and this torch can lock it."""
+    if type(weight) is not nn.Parameter or weight.device.type != "cpu":
+        return False
+    if lock is None or unlock is None or holders is None:
+        return False
+    memory = weight.untyped_storage()
+    return holders(memory._cdata) == ALONE and not memory.is_shared()
+
+
+def defer(weight: Tensor, name: str, values: Tensor, index: Tensor) -> bool:
+    """Leave the values of ``weight`` at ``index`` to ``values``, now and as these change.
+
+    Args:
+        weight: A contiguous parameter; its version is counted up.
+        name: Its name, for errors.
+        values: One-dimensional: what belongs there; kept, not copied.
+        index: Their positions, row-major.
+
+    Returns:
+        Whether it was done; otherwise the values have to be written.
+    """
+    if type(weight) is not Deferred:
+        if not can_defer(weight):
+            return False
+        memory = weight.untyped_storage()
+        weight.awaited = values, index, (weight.data_ptr(), memory._cdata)  # type: ignore[attr-defined]
+        lock(memory._cdata, MESSAGE.format(name=name))  # type: ignore[misc]
+        weight.__class__ = Deferred
+    torch.autograd.graph.increment_version(weight)
+    return True
+
+
+def settle(weight: Tensor) -> bool:
+    """Write what a deferred parameter waits for; no change for autograd, so no new version.
+
+    Returns:
+        Whether there was anything to write.
+    """
+    if type(weight) is not Deferred:
+        return False
+    values, index, (_, memory) = weight.awaited
+    weight.__class__ = nn.Parameter  # type: ignore[assignment]
+    del weight.awaited
+    unlock(memory)  # type: ignore[misc]
+    with torch.no_grad(), unwatched():
+        weight.data.view(-1).scatter_(0, index, values.detach())
+    return True
+
+
+def settle_all(given: Any) -> bool:
+    """The same for all among these arguments."""
+    if isinstance(given, (list, tuple)):
+        return any([settle_all(one) for one in given])  # all of them, not the first only
+    if isinstance(given, dict):
+        return any([settle_all(one) for one in given.values()])
+    return isinstance(given, Deferred) and settle(given)
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """Outside of traces, fake tensors and ``torch.func``: they would take it for theirs."""
+    with contextlib.ExitStack() as left:
+        trace: Any = torch._C._get_tracing_state()
+        if trace is not None:
+            turn: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
+            left.callback(turn, trace)
+            turn(None)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+            left.enter_context(temporarily_clear_interpreter_stack())
+        if torch._C._len_torch_dispatch_stack():
+            left.enter_context(_disable_current_modes())
+        yield
+
+
+def stamp(weight: Tensor) -> tuple[int, int]:
+    """Changes with every write that autograd counts, and with the memory."""
+    if type(weight) is not Deferred:
+        return weight._version, weight.data_ptr()
+    with untouched():
+        return weight._version, weight.awaited[2][0]

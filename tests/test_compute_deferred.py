@@ -1,0 +1,575 @@
+"""Weights written when somebody reads them: nobody sees old ones."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import io
+import multiprocessing
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from common import Recipe
+from test_compute import (
+    ALL_RECIPES,
+    EXACT,
+    assert_same,
+    by_pickle,
+    computes_sparsely,
+    in_double,  # noqa: F401 - a fixture
+    loss,
+    network,
+    pair,
+    train,
+)
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.nn import functional as F
+
+from sparseopt.storage.deferred import Deferred
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
+
+
+def deferred_pair(**more: Any) -> tuple[tuple[nn.Module, Any], tuple[nn.Module, Any]]:
+    """The same network trained densely, and sparsely with weights that wait to be written."""
+    (dense, one), (sparse, other) = pair(**({"algo": "static"} | more))
+    train(dense, one, 5)
+    train(sparse, other, 5)
+    assert is_deferred(sparse)  # else these tests show nothing
+    return (dense, one), (sparse, other)
+
+
+def is_deferred(model: nn.Module) -> bool:
+    return isinstance(model[0].weight, Deferred) and isinstance(model[2].weight, Deferred)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("recipe", ALL_RECIPES, ids=str)
+def test_training_is_the_same_where_nobody_reads_the_weights(recipe: Recipe) -> None:
+    (dense, one), (sparse, other) = pair(algo=recipe.algo, **recipe.options)
+    train(dense, one, 24, micro=2, clip=1.0)
+    train(sparse, other, 24, micro=2, clip=1.0)
+    assert all(torch.equal(one.masks[name], other.masks[name]) for name in one.masks)
+    assert_same(dense, sparse)
+
+
+def test_a_training_loop_never_writes_the_dense_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparseopt.storage import compact, deferred
+
+    (_, _), (model, optimizer) = deferred_pair(exclude="4")
+    scaler = torch.amp.GradScaler("cpu")
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    written: list[Any] = []
+    monkeypatch.setattr(compact, "scatter", lambda *given: written.append(given))
+    monkeypatch.setattr(deferred, "settle", written.append)
+    for step in range(6):
+        model.train()
+        (optimizer if step % 2 else model).zero_grad()
+        with torch.autograd.set_detect_anomaly(False):
+            scaler.scale(loss(model, torch.ones(3, 20))).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norms = [p.grad.norm() for p in model.parameters() if p.requires_grad]
+        count = sum(p.numel() for p in model.parameters())
+        kind = next(model.parameters()).dtype, next(model.parameters()).device
+        scaler.step(optimizer)
+        scaler.update()
+        schedule.step()
+        model.eval()
+        with torch.no_grad():
+            model(torch.ones(2, 20))
+    assert len(norms) == 5 and count == 20 * 32 + 32 + 32 * 24 + 24 * 6 + 6
+    assert kind == (torch.float64, torch.device("cpu"))
+    assert not written and is_deferred(model)
+
+
+# --- every way to read ----------------------------------------------------------------------------
+
+
+def saved(value: Any) -> Any:
+    memory = io.BytesIO()
+    torch.save(value, memory)
+    memory.seek(0)
+    return torch.load(memory, weights_only=False)
+
+
+def averaged(model: nn.Module) -> list[Tensor]:
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average.update_parameters(model)
+    return list(average.parameters())
+
+
+def updated_average(model: nn.Module, **how: Any) -> list[Tensor]:
+    average = torch.optim.swa_utils.AveragedModel(network(4), **how)
+    for _ in range(2):
+        average.update_parameters(model)
+    return list(average.parameters())
+
+
+def by_hand(model: nn.Module) -> list[Tensor]:
+    average = [torch.zeros_like(p) for p in model.parameters()]
+    with torch.no_grad():
+        for mean, p in zip(average, model.parameters(), strict=True):
+            mean.mul_(0.9).add_(p, alpha=0.1)
+    return average
+
+
+def lerped(model: nn.Module) -> list[Tensor]:
+    average = [torch.zeros_like(p) for p in network().parameters()]
+    torch._foreach_lerp_(average, [*model.parameters()], 0.5)
+    return average
+
+
+def hooked(model: nn.Module) -> list[Tensor]:
+    """What a hook of another module reads during a forward pass."""
+    seen: list[Tensor] = []
+    handle = model[4].register_forward_pre_hook(lambda *given: seen.append(model[0].weight + 0))
+    model(torch.ones(1, 20))
+    handle.remove()
+    return seen
+
+
+def functional(model: nn.Module) -> Tensor:
+    weights = {name: p for name, p in model.named_parameters()}
+    return torch.func.functional_call(model, weights, (torch.ones(2, 20),))
+
+
+def functional_gradient(model: nn.Module) -> Tensor:
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+
+    def value(given: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, given, (torch.ones(2, 20),)).sum()
+
+    return torch.func.grad(value)(weights)["4.weight"]
+
+
+def compiled(model: nn.Module) -> Tensor:
+    torch._dynamo.reset()
+    reading = torch.compile(lambda: sum((p**2).sum() for p in model.parameters()), backend="eager")
+    return reading()
+
+
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return weight * 2
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return slope * 2
+
+
+def in_a_thread(model: nn.Module) -> Tensor:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: model[0].weight.detach().clone()).result()
+
+
+def mode_is_left_alone(model: nn.Module) -> Tensor:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            assert "scatter" not in str(func)
+            return func(*args, **(kwargs or {}))
+
+    with Watching():
+        return model[0].weight + 1
+
+
+READS: dict[str, Callable[[nn.Module], Any]] = {
+    "state dict": lambda m: list(m.state_dict().values()),
+    "state dict with parameters": lambda m: [p + 0 for p in m.state_dict(keep_vars=True).values()],
+    "checkpoint api": lambda m: [*get_model_state_dict(m).values()],
+    "weight": lambda m: m[0].weight + 0,
+    "item": lambda m: [m[0].weight[0, 0].item(), float(m[0].weight[3, 2])],
+    "list": lambda m: m[0].weight.tolist(),
+    "row": lambda m: m[0].weight[3],
+    "rows": lambda m: [row.sum() for row in m[0].weight],
+    "text": lambda m: [len(str(m[0].weight)), hash(repr(m[2].weight) + f"{m[0].weight}")],
+    "deepcopy": lambda m: list(copy.deepcopy(m).parameters()),
+    "deepcopy of a weight": lambda m: copy.deepcopy(m[0].weight),
+    "copy of a weight": lambda m: copy.copy(m[0].weight) + 0,
+    "pickle": lambda m: list(by_pickle(m).parameters()),
+    "pickle of a weight": lambda m: by_pickle(m[0].weight),
+    "save": lambda m: list(saved(m).parameters()),
+    "save weights": lambda m: list(saved(dict(m.named_parameters())).values()),
+    "save state": lambda m: list(saved(m.state_dict()).values()),
+    "AveragedModel": averaged,
+    "AveragedModel, updated": updated_average,
+    "AveragedModel, EMA": lambda m: updated_average(
+        m, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+    ),
+    "average by hand": by_hand,
+    "average by foreach": lerped,
+    "named_parameters": lambda m: [p.detach().clone() for _, p in m.named_parameters()],
+    "norms": lambda m: [p.norm() for p in m.parameters()],
+    "norms by foreach": lambda m: torch._foreach_norm([*m.parameters()]),
+    "gradient norm of weights": lambda m: nn.utils.get_total_norm([*m.parameters()]),
+    "data": lambda m: m[0].weight.data.clone(),
+    "detach": lambda m: m[0].weight.detach().clone(),
+    "clone": lambda m: m[0].weight.clone(),
+    "numpy": lambda m: torch.from_numpy(m[0].weight.detach().numpy().copy()),
+    "numpy by force": lambda m: torch.from_numpy(m[0].weight.numpy(force=True).copy()),
+    "array": lambda m: torch.from_numpy(np.array(m[0].weight.detach())),
+    "dlpack": lambda m: torch.from_dlpack(m[0].weight.detach()).clone(),
+    "memory": lambda m: ctypes.c_double.from_address(m[0].weight.data_ptr()).value,
+    "storage": lambda m: m[0].weight.untyped_storage().tolist()[:64],
+    "view": lambda m: m[0].weight.view(-1).sum(),
+    "transposed": lambda m: m[0].weight.T @ m[0].weight,
+    "to": lambda m: m[0].weight.to(torch.float32),
+    "parameters_to_vector": lambda m: nn.utils.parameters_to_vector(m.parameters()),
+    "stack and concatenate": lambda m: torch.cat([torch.stack([m[0].weight]).view(-1)]),
+    "nonzero": lambda m: m[0].weight.count_nonzero() + (m[0].weight != 0).sum(),
+    "comparison": lambda m: torch.equal(m[0].weight, network()[0].weight),
+    "out": lambda m: torch.add(m[0].weight.detach(), 1, out=torch.empty(32, 20)),
+    "copied from": lambda m: torch.zeros(32, 20).copy_(m[0].weight),
+    "assigned from": lambda m: torch.zeros(32, 20).index_put((torch.tensor(1),), m[0].weight[1]),
+    "linear": lambda m: F.linear(torch.ones(2, 20), m[0].weight),
+    "operator": lambda m: torch.ops.aten.mul.Tensor(m[0].weight, 2),
+    "function of autograd": lambda m: Doubling.apply(m[0].weight),
+    "penalty": lambda m: torch.autograd.grad(m[0].weight.pow(2).sum(), m[0].weight)[0],
+    "dense product": lambda m: m(torch.ones(2, 20).requires_grad_()).sum(),
+    "vmap": lambda m: torch.func.vmap(m)(torch.ones(2, 20)),
+    "second derivatives": lambda m: torch.autograd.functional.hessian(
+        lambda values: m(values).tanh().sum(), torch.ones(1, 20)
+    ),
+    "hook of another module": hooked,
+    "functional_call": functional,
+    "functional gradient": functional_gradient,
+    "compiled": compiled,
+    "thread": in_a_thread,
+    "dispatch mode": mode_is_left_alone,
+    "inference mode": lambda m: torch.inference_mode()(lambda: m[0].weight * 2)(),
+    "no torch functions": lambda m: [p * 2 for p in m.parameters()],
+    "traced": lambda m: torch.jit.trace(m, torch.ones(2, 20))(torch.ones(2, 20)),
+    "exported": lambda m: torch.export.export(m, (torch.ones(2, 20),)).module()(torch.ones(2, 20)),
+    "other precision": lambda m: list(copy.deepcopy(m).float().parameters()),
+    "sparse": lambda m: m[0].weight.to_sparse_csr().values(),
+    "spectral norm": lambda m: torch.linalg.matrix_norm(m[0].weight, 2),
+    "parametrization": lambda m: nn.utils.parametrizations.weight_norm(copy.deepcopy(m)[0]).weight,
+    "iterated": lambda m: [float(one) for one in m[0].weight.flatten()],
+    "new like": lambda m: torch.empty_like(m[0].weight).copy_(m[0].weight),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("read", READS)
+def test_who_reads_a_weight_sees_its_newest_values(read: str) -> None:
+    (dense, one), (sparse, other) = deferred_pair()
+    expected, found = READS[read](dense), READS[read](sparse)
+    for _ in range(2):  # what was read does not go stale, nor does training go astray
+        torch.testing.assert_close(found, expected, **EXACT)
+        train(dense, one, 2)
+        train(sparse, other, 2)
+        assert_same(dense, sparse)
+        train(dense, one, 1)
+        train(sparse, other, 1)
+        if read in ("memory", "storage", "text", "item", "list"):
+            break
+
+
+def test_reading_makes_an_ordinary_parameter_of_it_until_the_next_step() -> None:
+    (_, _), (model, optimizer) = deferred_pair()
+    weight = model[0].weight
+    assert isinstance(weight, nn.Parameter) and weight is optimizer.param_groups[0]["params"][0]
+    before = weight._version
+    weight.sum()
+    assert type(weight) is nn.Parameter and weight._version == before
+    assert type(model[2].weight) is Deferred and weight.__dict__ == {}
+    train(model, optimizer, 1)
+    assert type(weight) is Deferred and weight is model[0].weight
+
+
+# --- every way to write ---------------------------------------------------------------------------
+
+
+def assigned(model: nn.Module) -> None:
+    model[0].weight[1] = 3.0
+    model[0].weight[:, 4] = -1.0
+
+
+WRITES: dict[str, Callable[[nn.Module], Any]] = {
+    "load_state_dict": lambda m: m.load_state_dict(network(3).state_dict()),
+    "in place": lambda m: [p.mul_(2).add_(0.1) for p in m.parameters()],
+    "one weight": lambda m: m[0].weight.mul_(0.5),
+    "entries": assigned,
+    "foreach": lambda m: torch._foreach_mul_([*m.parameters()], 0.5),
+    "copied": lambda m: [p.copy_(torch.full_like(p, 0.1)) for p in m.parameters()],
+    "through data": lambda m: [p.data.zero_().add_(0.2) for p in m.parameters()],
+    "scaled through data": lambda m: [p.data.mul_(3) for p in m.parameters()],
+    "another memory": lambda m: [
+        setattr(p, "data", torch.full_like(p, 0.3)) for p in m.parameters()
+    ],
+    "vector_to_parameters": lambda m: nn.utils.vector_to_parameters(
+        torch.linspace(-1, 1, sum(p.numel() for p in m.parameters())), m.parameters()
+    ),
+    "initialised": lambda m: [nn.init.constant_(p, 0.05) for p in m.parameters()],
+    "numpy": lambda m: m[0].weight.detach().numpy().__imul__(0.5),
+    "clamped": lambda m: [p.clamp_(-0.05, 0.05) for p in m.parameters()],
+    "precision": lambda m: m.double(),
+    "other optimizer": lambda m: torch.optim.SGD(m.parameters(), lr=0.5, weight_decay=0.1).step(),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_who_writes_a_weight_writes_over_its_newest_values(write: str) -> None:
+    results = []
+    for model, optimizer in deferred_pair():
+        with torch.no_grad():
+            WRITES[write](model)
+            outputs = model(torch.linspace(-1, 1, 60).view(3, 20))
+        train(model, optimizer, 3, seed=2)
+        results.append((model, outputs))
+    torch.testing.assert_close(results[0][1], results[1][1], **EXACT)
+    assert_same(results[0][0], results[1][0])
+
+
+# --- memory that others hold ----------------------------------------------------------------------
+
+
+ALIASES: dict[str, Callable[[nn.Module], Any]] = {
+    "state dict": lambda m: m.state_dict()["0.weight"],
+    "data": lambda m: m[0].weight.data,
+    "detach": lambda m: m[0].weight.detach(),
+    "view": lambda m: m[0].weight.detach().view(-1),
+    "row": lambda m: m[0].weight.data[2],
+    "numpy": lambda m: m[0].weight.detach().numpy(),
+    "shared memory": lambda m: m[0].weight.data.share_memory_(),
+    "dlpack": lambda m: np.from_dlpack(m[0].weight.detach()),
+}
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("alias", ALIASES)
+def test_memory_that_others_hold_follows_every_step(alias: str, early: bool) -> None:
+    held = []
+    (dense, one), (sparse, other) = pair(algo="static") if early else deferred_pair()
+    held = [ALIASES[alias](model) for model in (dense, sparse)]
+    for _ in range(3):
+        train(dense, one, 2)
+        train(sparse, other, 2)
+        torch.testing.assert_close(*(torch.as_tensor(one) + 0 for one in held), **EXACT)
+    del held
+    gc.collect()
+    train(dense, one, 2)
+    train(sparse, other, 2)
+    assert is_deferred(sparse) or alias == "shared memory"
+    assert_same(dense, sparse)
+
+
+def test_weights_in_shared_memory_are_written_after_every_step() -> None:
+    (dense, one), (sparse, other) = deferred_pair()
+    sparse.share_memory()
+    train(dense, one, 2)
+    train(sparse, other, 2)
+    assert type(sparse[0].weight) is nn.Parameter
+    assert_same(dense, sparse)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_traced_model_follows_every_step() -> None:
+    (dense, one), (sparse, other) = deferred_pair()
+    values = torch.ones(2, 20)
+    traced = torch.jit.trace(sparse, values)
+    for _ in range(2):
+        train(dense, one, 2)
+        train(sparse, other, 2)
+        torch.testing.assert_close(traced(values), dense(values), **EXACT)
+    with other.dense_compute():
+        train(sparse, other, 1)
+    train(dense, one, 1)
+    train(sparse, other, 1)
+    train(dense, one, 1)
+    torch.testing.assert_close(traced(values), dense(values), **EXACT)
+
+
+# --- what does not ask ----------------------------------------------------------------------------
+
+
+PAST_PYTHON: dict[str, Callable[[Tensor], Any]] = {
+    "torch.func": lambda weight: torch.func.grad(lambda given: given.pow(2).sum())(weight),
+    "vjp": lambda weight: torch.func.vjp(torch.sin, weight),
+    "tensor": lambda weight: torch.tensor(weight),
+    "script": lambda weight: scripted()(weight),
+    "capsule": lambda weight: torch.utils.dlpack.to_dlpack(weight),
+    "nested": lambda weight: torch.nested.nested_tensor([weight, weight]),
+    "torch functions off": lambda weight: without_torch_functions(weight),
+}
+
+
+def scripted() -> Any:
+    def double(given: Tensor) -> Tensor:
+        return given * 2
+
+    return torch.jit.script(double)
+
+
+def without_torch_functions(weight: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        return weight + 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("read", PAST_PYTHON)
+def test_what_reads_past_torch_functions_is_refused_not_given_old_values(read: str) -> None:
+    (dense, _), (sparse, other) = deferred_pair()
+    with pytest.raises((RuntimeError, BufferError), match="'0.weight'.*apply_masks"):
+        PAST_PYTHON[read](sparse[0].weight)
+    other.apply_masks()
+    PAST_PYTHON[read](sparse[0].weight)
+    assert_same(dense, sparse)
+
+
+def test_backward_refuses_weights_that_were_stepped_since_forward() -> None:
+    (_, _), (model, optimizer) = deferred_pair()
+    value = loss(model, torch.ones(3, 20))
+    train(model, optimizer, 1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+def test_without_the_lock_of_torch_weights_are_written_after_every_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sparseopt.storage import deferred
+
+    monkeypatch.setattr(deferred, "unlock", None)
+    (dense, one), (sparse, other) = pair(algo="static")
+    train(dense, one, 5)
+    train(sparse, other, 5)
+    assert type(sparse[0].weight) is nn.Parameter
+    assert_same(dense, sparse)
+
+
+# --- the optimizer's own --------------------------------------------------------------------------
+
+
+OWN: dict[str, Callable[[nn.Module, Any], Any]] = {
+    "state_dict": lambda m, o: o.state_dict(),
+    "apply_masks": lambda m, o: o.apply_masks(),
+    "dense_compute": lambda m, o: o.dense_compute(),
+    "update_topology": lambda m, o: o.update_topology(),
+}
+
+
+@pytest.mark.parametrize("call", OWN)
+def test_the_optimizer_brings_weights_up_to_date(call: str) -> None:
+    (dense, one), (sparse, other) = deferred_pair()
+    OWN[call](sparse, other)
+    assert type(sparse[0].weight) is nn.Parameter
+    assert_same(dense, sparse)
+
+
+def test_a_model_keeps_its_newest_weights_when_the_optimizer_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (dense, _), (sparse, other) = deferred_pair()
+    del other
+    gc.collect()
+    assert is_deferred(sparse)
+    values = torch.ones(2, 20)
+    assert computes_sparsely(sparse, values, monkeypatch) == 0
+    torch.testing.assert_close(sparse(values), dense(values), **EXACT)
+    assert_same(dense, sparse)
+
+
+def test_an_error_within_the_step_leaves_current_weights() -> None:
+    (_, _), (model, optimizer) = deferred_pair()
+    before = copy.deepcopy(model.state_dict())
+
+    def fails(*given: Any) -> None:
+        raise KeyError
+
+    handle = optimizer.inner.register_step_pre_hook(fails)
+    with pytest.raises(KeyError):
+        train(model, optimizer, 1)
+    handle.remove()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    train(model, optimizer, 1)
+
+
+def test_a_checkpoint_of_deferred_weights_resumes_to_the_last_bit() -> None:
+    from test_compute import wrap
+
+    (_, _), (model, optimizer) = deferred_pair(algo="rigl")
+    weights, state = saved(model.state_dict()), saved(optimizer.state_dict())
+    later = network(9)
+    again = wrap(later)
+    later.load_state_dict(weights)
+    again.load_state_dict(state)
+    train(model, optimizer, 7, seed=3)
+    train(later, again, 7, seed=3)
+    for one, other in zip(model.parameters(), later.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_weights_loaded_into_a_deferred_model_are_trained_on() -> None:
+    results = []
+    for model, optimizer in deferred_pair():
+        model.load_state_dict(network(5).state_dict())
+        assert torch.equal(model[0].weight, network(5)[0].weight)
+        train(model, optimizer, 4)
+        results.append(model)
+    assert_same(*results)
+
+
+def test_a_second_optimizer_takes_over_with_current_weights() -> None:
+    from test_compute import wrap
+
+    results = []
+    for compute, (model, first) in zip(("dense", "sparse"), deferred_pair(), strict=True):
+        second = wrap(model, compute, algo="set", sparsity=0.9)
+        train(model, second, 4)
+        results.append((model, first))
+    assert_same(results[0][0], results[1][0])
+
+
+def read_in_a_child(model: nn.Module, answers: Any) -> None:
+    answers.put([float(p.detach().sum()) for p in model.parameters()])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_process_reads_newest_weights() -> None:
+    (dense, _), (sparse, _) = deferred_pair()
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        child = context.Process(target=read_in_a_child, args=(sparse, answers))
+        child.start()
+        found = answers.get()
+        child.join()
+    assert found == pytest.approx([float(p.detach().sum()) for p in dense.parameters()])
+
+
+def test_the_rest_of_a_compiled_model_is_compiled_once() -> None:
+    (dense, one), (sparse, other) = pair()
+    torch._dynamo.reset()
+    frames: list[Any] = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        frames.append(graph)
+        return graph.forward
+
+    model = torch.compile(sparse, backend=counting, dynamic=True)
+    train(dense, one, 4)
+    train(model, other, 4)
+    first = len(frames)
+    for seed in range(3):
+        train(dense, one, 3, seed)
+        train(model, other, 3, seed)
+        sparse[0].weight.sum()
+    assert_same(dense, sparse)
+    assert len(frames) == first
+    pickle.dumps(sparse.state_dict())
