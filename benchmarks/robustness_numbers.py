@@ -68,11 +68,12 @@ def verdict(ours: Sequence[float], theirs: Sequence[float], unit: str = "points"
 def made(lines: Sequence[Line], script: str, path: Path) -> str:
     """The last paragraph of a section: command, commits, hardware, data file."""
     results = [line["result"] for line in lines]
-    commits = ", ".join(sorted({result["commit"] for result in results}))
+    commits = list(dict.fromkeys(result["commit"] for result in results))
+    commit = commits[0] if len(commits) == 1 else f"{commits[0]} to {commits[-1]}"
     torches = ", ".join(sorted({result["torch"] for result in results}))
     processors = ", ".join(sorted({result["processor"] for result in results}))
     return (
-        f"Command: `python benchmarks/{script}.py`. Commit {commits}, torch {torches}, "
+        f"Command: `python benchmarks/{script}.py`. Commit {commit}, torch {torches}, "
         f"{processors}, one thread. Data: `benchmarks/results/{path.name}`.\n"
     )
 
