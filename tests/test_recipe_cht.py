@@ -289,6 +289,22 @@ def test_chains_that_do_not_fit_are_refused_before_anything_changes(
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
+def test_a_chain_over_layers_of_several_sparsities_says_how_to_keep_them_together() -> None:
+    model = network((9, 7), (5, 9))
+    groups = [
+        {"params": [model[0].weight], "sparsity": 0.5},
+        {"params": [model[1].weight], "sparsity": 0.7},
+    ]
+    inner = torch.optim.SGD(groups, lr=0.1)
+    with pytest.raises(ValueError, match=r"'1\.weight'; near.*updated apart; distribution="):
+        SparseOptimizer(inner, "cht", model=model, chains=[["0.weight", "1.weight"]])
+    wanted = {"distribution": lambda shapes, sparsity: [31, 14]}
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    chain = [["0.weight", "1.weight"]]
+    optimizer = SparseOptimizer(inner, "cht", model=model, chains=chain, **wanted)
+    assert [layer.nnz for layer in optimizer.layers] == [31, 14]
+
+
 # --- early stop -----------------------------------------------------------------------------------
 
 

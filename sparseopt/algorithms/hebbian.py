@@ -256,8 +256,18 @@ class Percolating:
 
     def check(self, layers: Sequence[Layer]) -> None:
         """Raise ValueError for chains that do not fit the layers."""
-        if self.chains:
-            links.percolate({layer.name: whole(layer.mask) for layer in layers}, self.chains)
+        if not self.chains:
+            return
+        masks = {layer.name: whole(layer.mask) for layer in layers}
+        try:
+            links.percolate(masks, self.chains)
+        except ValueError as error:
+            if all(name in masks for chain in self.chains for name in chain):
+                raise
+            raise ValueError(
+                f'{error}. Layers whose parameter group has a "sparsity" of its own are updated '
+                "apart; distribution= gives each layer its own and keeps them together"
+            ) from None
 
     def __call__(
         self,
