@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .gradients import Hooks, dense_gradient
+from .gradients import Hooks, dense_gradients
 from .history import Record, record_of
 from .layers import parameters
 from .pools import Pool
@@ -111,10 +111,11 @@ class Evolution(Progress):
     def _open_window(self) -> None:
         """Collect dense gradients if the next step ends in an update that asks for them."""
         due = self._due()
-        self._hooks.collecting = any(
+        wanted = any(
             pool.algorithm.observe is not None or (pool.algorithm.needs_gradient and pool in due)
             for pool in self._pools
         )
+        self._hooks.collect(wanted, self._inner.param_groups)
 
     def _with_gradients(self, due: list[Pool]) -> list[Pool]:
         """Put the update off by a step if dense gradients were asked for after backward."""
@@ -129,7 +130,8 @@ class Evolution(Progress):
         observe = pool.algorithm.observe
         if observe is None and not (due and pool.algorithm.needs_gradient):
             return
-        for layer in pool.layers:
-            layer.gradient = dense_gradient(layer, self._hooks)
+        gradients = dense_gradients(pool.layers, self._hooks)
+        for layer, gradient in zip(pool.layers, gradients, strict=True):
+            layer.gradient = gradient
             if observe is not None and layer.gradient is not None:
                 observe(layer)

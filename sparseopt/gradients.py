@@ -14,9 +14,10 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import _engine_run_backward
 from torch.utils.hooks import RemovableHandle
 
-from .layers import Layer
-from .shards import is_sharded, version, whole
+from .layers import Layer, parameters
+from .shards import is_sharded, local, sum_over, version
 from .storage.active_gradient import (
     ActiveGradient,
     active_values,
@@ -36,7 +37,7 @@ from .storage.active_gradient import (
 )
 from .storage.zeroing import zero_at_sentinels, zero_inactive
 
-__all__ = ["Hooks", "dense_gradient", "mask_gradient", "refuse_gradients"]
+__all__ = ["Hooks", "dense_gradients", "mask_gradient", "refuse_gradients"]
 
 
 @dataclass
@@ -64,6 +65,16 @@ class Window:
         same = not added if is_sharded(grad) else version(grad) == self.version
         return self.grad() is grad and same
 
+    def follow(self, layer: Layer, grad: Tensor) -> None:
+        """Scale the sum as the gradient was scaled, or zeroed, since the last micro-batch.
+
+        Both know the active entries.
+        """
+        then, now = active_part(layer, self.dense), active_part(layer, grad)
+        square = then.square().sum()
+        self.dense.mul_(torch.where(square > 0, (then * now).sum() / square, 1.0))
+        self.grad, self.version = weakref.ref(grad), version(grad)
+
 
 class Hooks:
     """Masks gradients as they are accumulated; keeps the dense ones while ``collecting``.
@@ -76,6 +87,8 @@ class Hooks:
         self.windows: dict[int, Window] = {}
         self.masked: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self.handles: dict[int, RemovableHandle] = {}
+        self.between: dict[int, RemovableHandle] = {}  # from one micro-batch to the next
+        self.others: list[RemovableHandle] = []  # on parameters without a mask, while collecting
         self.layers: dict[int, weakref.ref[Layer]] = {}
         self.summed: set[int] = set()  # layers whose gradients are sums of several backward passes
         self.added: set[int] = set()  # layers whose gradients this backward pass added to
@@ -93,14 +106,34 @@ class Hooks:
 
     def remove(self) -> None:
         """Leave all parameters as if they had never been watched."""
-        for handle in self.handles.values():
-            handle.remove()
+        _remove([*self.handles.values(), *self.others])
         self.handles.clear()
+        self.others.clear()
         self.layers.clear()
         self.forget()
 
+    def collect(self, wanted: bool, groups: Sequence[dict[str, Any]]) -> None:
+        """Keep the dense gradients of the next backward passes, or no longer.
+
+        DDP may bring a process the gradients of layers that it has not run: any parameter's hook
+        will do to notice the backward pass.
+        """
+        self.collecting = wanted
+        if wanted and not self.others and in_a_process_group():
+            hook = _notice(weakref.ref(self))
+            self.others = [
+                weight.register_post_accumulate_grad_hook(hook)
+                for _, _, weight in parameters(groups)
+                if weight.requires_grad and not is_sharded(weight)
+            ]
+        if not wanted:
+            _remove(self.others)
+            self.others.clear()
+
     def forget(self) -> None:
         """Drop what was collected: the gradients were used or zeroed."""
+        _remove(self.between.values())
+        self.between.clear()
         self.windows.clear()
         self.masked.clear()
         self.added.clear()
@@ -121,9 +154,9 @@ class Hooks:
             # inactive entries were zeroed after the last micro-batch: they hold this one alone
             grad.add_(last.dense.masked_fill(layer.mask, 0.0))
         self.added.add(id(layer))
-        self._collect_at_the_end()
+        self.collect_at_the_end()
 
-    def _collect_at_the_end(self) -> None:
+    def collect_at_the_end(self) -> None:
         """Have the dense gradients collected once the backward pass, and DDP with it, is done."""
         now = torch._C._current_graph_task_id()
         if now == -1:
@@ -154,6 +187,20 @@ class Hooks:
         self.mask(layer)
         grad = layer.weight.grad if layer.weight.grad is not None else grad
         self.windows[id(layer)] = Window(dense, weakref.ref(grad), version(grad))
+        if id(layer) not in self.between and not is_sharded(grad):
+            hook = _before(weakref.ref(self), weakref.ref(layer))
+            self.between[id(layer)] = layer.weight.register_hook(hook)
+
+    @torch.no_grad()
+    def before(self, layer: Layer) -> None:
+        """Look at the gradient before a further micro-batch is added to it."""
+        grad, last = layer.weight.grad, self.windows.get(id(layer))
+        if last is None or id(layer) in self.added:
+            return
+        if grad is None:
+            del self.windows[id(layer)]
+        elif not last.is_of(grad, added=False):
+            last.follow(layer, grad)
 
     def lost(self, layer: Layer) -> bool:
         """Whether the present gradient was masked without its dense values being kept."""
@@ -210,6 +257,33 @@ def _hook(hooks: weakref.ref[Hooks], layer: weakref.ref[Layer]) -> Callable[[Ten
     return hook
 
 
+def _before(hooks: weakref.ref[Hooks], layer: weakref.ref[Layer]) -> Callable[[Tensor], None]:
+    """A hook called with what is about to be added to a gradient."""
+
+    def hook(addend: Tensor) -> None:
+        watcher, watched = hooks(), layer()
+        if watcher is not None and watched is not None:
+            watcher.before(watched)
+
+    return hook
+
+
+def _notice(hooks: weakref.ref[Hooks]) -> Callable[[Tensor], None]:
+    """A hook that has dense gradients collected at the end of the backward pass."""
+
+    def hook(weight: Tensor) -> None:
+        watcher = hooks()
+        if watcher is not None and watcher.collecting:
+            watcher.collect_at_the_end()
+
+    return hook
+
+
+def _remove(handles: Iterable[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
 def at_the_end(call: Callable[[], None]) -> None:
     """Call this when the backward pass now running has ended."""
     Variable._execution_engine.queue_callback(call)
@@ -249,11 +323,24 @@ def refuse_gradients(layers: Sequence[Layer]) -> None:
             )
 
 
-def dense_gradient(layer: Layer, hooks: Hooks) -> Tensor | None:
-    """The dense gradient of the step about to be taken, in the units that the optimizer sees.
+def dense_gradients(layers: Sequence[Layer], hooks: Hooks) -> list[Tensor | None]:
+    """The dense gradients of the step about to be taken, in the units that the optimizer sees."""
+    cut: dict[Any, dict[int, tuple[Layer, Tensor]]] = {}  # by the processes they are cut over
+    for layer in layers:
+        weight: Any = layer.weight
+        if is_sharded(weight) and weight.grad is not None and id(layer) in hooks.windows:
+            cut.setdefault(weight.device_mesh, {})[id(layer)] = layer, weight.grad
+    factors: dict[int, Tensor | None] = {}
+    for together in cut.values():
+        factors |= factors_of_shards(together, hooks)
+    return [dense_gradient(layer, hooks, factors) for layer in layers]
 
-    What was collected is the gradient before unscaling and clipping. Both scale all entries alike,
-    so the active ones, of which both versions are known, give the factor for the others.
+
+def dense_gradient(layer: Layer, hooks: Hooks, factors: dict[int, Tensor | None]) -> Tensor | None:
+    """What was collected, unscaled and clipped as the gradient was since.
+
+    Both scale all entries alike, so the active ones, of which both versions are known, give the
+    factor for the others.
     """
     grad = layer.weight.grad
     if grad is None:
@@ -261,17 +348,41 @@ def dense_gradient(layer: Layer, hooks: Hooks) -> Tensor | None:
     window = hooks.windows.get(id(layer))
     if window is None:  # set by hand (torch.func, autograd.grad): nothing has masked it yet
         return grad.detach().clone()
-    then, now = active_part(layer, window.dense), active_part(layer, grad.detach())
-    if not is_sharded(grad) and torch.equal(then, now):
+    factor = factors[id(layer)] if is_sharded(grad) else factor_of(layer, window.dense, grad)
+    if factor is None:
         return window.dense
-    before, after = whole(then.norm()), whole(now.norm())
-    factor = torch.where(before > 0, after / before, torch.ones_like(before))
     dense = window.dense * factor
     if not (hooks.warned or is_sharded(grad)) and in_a_process_group():
         hooks.warned = was_rewritten(layer, grad, dense)
     if layer.index is None:
         return torch.where(layer.mask, grad, dense)
     return dense.reshape(-1).index_copy_(0, layer.index, now).view(layer.shape)
+
+
+def factor_of(layer: Layer, dense: Tensor, grad: Tensor) -> Tensor | None:
+    """By how much the active entries were scaled; None: not at all."""
+    then, now = active_part(layer, dense), active_part(layer, grad.detach())
+    return None if torch.equal(then, now) else ratio(then.norm(), now.norm())
+
+
+def factors_of_shards(
+    together: dict[int, tuple[Layer, Tensor]], hooks: Hooks
+) -> dict[int, Tensor | None]:
+    """The same of layers cut over the same processes, by one exchange of three numbers for each."""
+    numbers = []
+    for key, (layer, grad) in together.items():
+        then = local(active_part(layer, hooks.windows[key].dense)).double()
+        now = local(active_part(layer, grad.detach())).double()
+        numbers.append(torch.stack([then.ne(now).sum(), then.square().sum(), now.square().sum()]))
+    found = sum_over(torch.stack(numbers), grad)
+    return {
+        key: ratio(before.sqrt(), after.sqrt()) if changed else None
+        for key, (changed, before, after) in zip(together, found, strict=True)
+    }
+
+
+def ratio(before: Tensor, after: Tensor) -> Tensor:
+    return torch.where(before > 0, after / before, torch.ones_like(before))
 
 
 def active_part(layer: Layer, values: Tensor) -> Tensor:

@@ -24,7 +24,9 @@ from torch import nn
 from torch.func import functional_call, grad
 from torch.optim import LBFGS, SGD, Adam, AdamW
 
-from sparseopt import SparseOptimizer
+from sparseopt import Algorithm, SparseOptimizer
+from sparseopt.schedules import Constant
+from sparseopt.scores import score
 
 pytestmark = pytest.mark.filterwarnings(UNKNOWN_STATE)
 
@@ -192,6 +194,65 @@ def test_accumulation_with_the_models_own_zero_grad():
         two.step()
     assert_same(dict(one.masks), dict(two.masks))
     assert_same(dict(model.state_dict()), dict(other.state_dict()))
+
+
+def replace(p, factor):
+    p.grad = p.grad * factor
+
+
+BETWEEN = {
+    "scaled": (0.25, lambda p: p.grad.mul_(0.25)),
+    "turned around": (-3.0, lambda p: p.grad.mul_(-3.0)),
+    "zeroed": (0.0, lambda p: p.grad.zero_()),
+    "replaced": (0.25, lambda p: replace(p, 0.25)),
+    "removed": (0.0, lambda p: setattr(p, "grad", None)),
+}
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("way", BETWEEN)
+def test_what_is_done_to_gradients_between_micro_batches_is_done_to_the_dense_ones(way, storage):
+    """Growth sees what would have been summed up had nothing been masked."""
+    seen = []
+
+    @score(needs_gradient=True)
+    def remembered(layer, context):
+        seen.append(layer.gradient.clone())
+        return layer.gradient.abs()
+
+    model = mlp()
+    recipe = Algorithm(0.5, drop_fraction=Constant(0.3), grow=remembered)
+    optimizer = SparseOptimizer(
+        SGD(model.parameters(), lr=0.1), recipe, update_every=1, model=model, storage=storage
+    )
+    factor, change = BETWEEN[way]
+    wanted = [torch.zeros_like(layer.weight) for layer in optimizer.layers]
+    for part in range(3):
+        if part:
+            for layer, total in zip(optimizer.layers, wanted, strict=True):
+                change(layer.weight)
+                total *= factor
+        weights = [layer.weight for layer in optimizer.layers]
+        for total, g in zip(
+            wanted, torch.autograd.grad(loss_of(model, part), weights), strict=True
+        ):
+            total += g
+        loss_of(model, part).backward()
+    optimizer.step()
+    for total, found in zip(wanted, seen, strict=True):
+        torch.testing.assert_close(found, total, **EXACT)
+
+
+def test_hooks_between_micro_batches_are_gone_after_the_step():
+    model = mlp()
+    optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "rigl", update_every=2)
+    for step in range(4):
+        loss_of(model, step).backward()
+        during = [len(layer.weight._backward_hooks or ()) for layer in optimizer.layers]
+        assert during == [step % 2] * 2
+        optimizer.step()
+        optimizer.zero_grad()
+        assert not any(layer.weight._backward_hooks for layer in optimizer.layers)
 
 
 def test_gradients_never_zeroed_keep_adding_up_like_those_of_the_inner_optimizer():

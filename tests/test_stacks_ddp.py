@@ -192,7 +192,7 @@ def alone(case: dict[str, Any]) -> dict[str, Any]:
 def all_work(rank: int) -> dict[str, Any]:
     """Everything in one pair of processes: starting them takes longest."""
     work = {name: lambda case=case: replica(rank, case) for name, case in CASES.items()}
-    others = (count_collectives, strangers, by_hand)
+    others = (count_collectives, strangers, by_hand, without_sparse_layers)
     work |= {other.__name__: lambda other=other: other(rank) for other in others}
     return {name: caught(call) for name, call in work.items()}
 
@@ -244,6 +244,50 @@ def count_collectives(rank: int) -> dict[str, int]:
 def test_training_makes_no_collective_besides_those_of_ddp(replicas):
     for of_rank in replicas:
         assert of_rank["count_collectives"] == {"set": 0, "rigl": 0, "snfs": 0}
+
+
+# --- a rank that runs no sparse layer -------------------------------------------------------------
+
+
+class Aside(nn.Module):
+    """The sparse layer is run by rank 1 alone; the dense one by both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.sparse = nn.Linear(6, 5), nn.Linear(6, 5)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs = self.plain(inputs)
+        return outputs + self.sparse(inputs) if dist.get_rank() else outputs
+
+
+def without_sparse_layers(rank: int) -> dict[str, Any]:
+    """The norms that clipping sees, and whether inactive entries of gradients are zero then."""
+    model = Aside().double()
+    parallel = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer = SparseOptimizer(
+        SGD(model.parameters(), lr=0.1), "rigl", sparsity=0.5, update_every=2, model=model,
+        include="sparse",
+    )  # fmt: skip
+    norms, zeros = [], []
+    layer = optimizer.layers[0]
+    for step in range(6):
+        optimizer.zero_grad()
+        inputs, targets = batch("mlp", step, rank)
+        (parallel(inputs) - targets).square().mean().backward()
+        zeros.append(not bool(layer.weight.grad[~layer.mask].any()))
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 0.05)))
+        optimizer.step()
+    hooks = [len(p._post_accumulate_grad_hooks or ()) for p in model.plain.parameters()]
+    return {"norms": norms, "masked": zeros, "hooks": hooks} | outcome(model, optimizer)
+
+
+def test_a_rank_that_runs_no_sparse_layer_clips_as_the_others_do(replicas):
+    one, other = (of_rank["without_sparse_layers"] for of_rank in replicas)
+    assert not isinstance(one, str), one
+    assert all(one["masked"]) and len(one["history"]) == 3
+    assert one["hooks"] == [0, 0], "hooks on dense parameters are for growth steps alone"
+    assert_same(one, other)
 
 
 # --- processes that are not replicas --------------------------------------------------------------
