@@ -286,12 +286,15 @@ def assert_complete(
     assert len(list(folder.glob("robustness-*.json"))) == 1
     cost = json.loads((folder / "flops.json").read_text())
     assert cost["share"] == pytest.approx(result["flops"].share)
+    assert result["run"].loader.sampler.epoch == 1  # every epoch in an order of its own
     assert "training FLOPs" in printed and "gaussian_noise" in printed
     if algo == "dense":
         assert cost["share"] == 1.0 and "sparsity" not in logged[-1]
+        assert not (folder / "report.html").exists()
     else:
         assert float(logged[-1]["sparsity"]) == pytest.approx(0.5, abs=0.001)
         assert cost["share"] < 1.0 and "sparsity 50.00 %" in printed
+        assert "FLOPs" in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize("algo", ["dense", *sparseopt.available()])

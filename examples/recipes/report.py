@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import sparseopt
 from sparseopt import SparseOptimizer, flops, robustness
 
 
@@ -55,6 +56,19 @@ def text(run: flops.RunCost) -> str:
         f"inference FLOPs   {run.inference:.4g} per sample\n"
         f"parameters        {run.parameters:,}"
     )
+
+
+def page(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    shape: tuple[int, ...],
+    batch_size: float,
+    path: Path,
+) -> None:
+    """The page about a sparse run; a dense one has none."""
+    if isinstance(optimizer, SparseOptimizer):
+        one = torch.zeros(1, *shape, device=next(model.parameters()).device)
+        sparseopt.report(optimizer, path, inputs=one, model=model, batch_size=batch_size)
 
 
 def robust(

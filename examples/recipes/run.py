@@ -7,8 +7,9 @@
     python examples/recipes/run.py vgg16-cifar10 --data fake --tiny   # made-up data, seconds
 
 README.md beside this file lists the recipes. Everything is written to --out: checkpoint.pt after
-every epoch, log.csv, tensorboard/ where TensorBoard is installed, flops.json and robustness-*.json
-at the end. The same command with --resume goes on where a run stopped, with the same result.
+every epoch, log.csv, tensorboard/ where TensorBoard is installed; at the end flops.json,
+report.html and robustness-*.json. The same command with --resume goes on where a run stopped, with
+the same result.
 """
 
 from __future__ import annotations
@@ -216,6 +217,7 @@ def finish(run: Training, folder: Path, options: argparse.Namespace) -> dict[str
     samples = len(run.inputs.train) * run.recipe.epochs / run.steps  # type: ignore[arg-type]
     found = report.cost(run.model, run.optimizer, run.recipe.shape, run.steps, samples)
     report.write_cost(found, folder / "flops.json")
+    report.page(run.optimizer, run.model, run.recipe.shape, samples, folder / "report.html")
     print(f"{describe(run)}\n\n{report.text(found)}")
     reports = report.robust(
         run.model, corruptions(run.recipe, run.inputs, options), run.inputs.test, folder,
