@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .gradients import Hooks, dense_gradients
+from .gradients import Hooks
 from .history import Record, record_of
 from .layers import parameters
 from .pools import Pool
@@ -14,6 +14,7 @@ from .progress import Progress
 from .scores import Context
 from .storage.state import forget_state
 from .update import Change
+from .windows import dense_gradients
 
 __all__ = ["Evolution"]
 

@@ -1,0 +1,156 @@
+"""What was collected of the dense gradients of one step, and what the optimizer would see of it."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .layers import Layer
+from .shards import is_sharded, local, sum_over, version
+from .storage.active_gradient import active_values
+from .storage.zeroing import zero_inactive
+
+if TYPE_CHECKING:
+    from .gradients import Hooks
+
+__all__ = ["Window", "dense_gradients", "in_a_process_group"]
+
+
+@dataclass
+class Window:
+    """The dense gradient summed over the micro-batches of one step.
+
+    ``grad`` and ``version`` tell whether the parameter's gradient was only added to since, or
+    zeroed or replaced: then the sum starts again.
+    """
+
+    dense: Tensor
+    grad: weakref.ref[Tensor]
+    version: int
+
+    def added_to(self, grad: Tensor) -> bool:
+        """Whether this gradient is the one known, with one micro-batch added.
+
+        Shards of one FSDP2 group share their count of writes: it says too much there.
+        """
+        writes = version(grad) - self.version
+        return self.grad() is grad and (writes > 0 if is_sharded(grad) else writes == 1)
+
+    def is_of(self, grad: Tensor, added: bool) -> bool:
+        """Whether this gradient is the one known, with nothing added."""
+        same = not added if is_sharded(grad) else version(grad) == self.version
+        return self.grad() is grad and same
+
+    def follow(self, layer: Layer, grad: Tensor) -> None:
+        """Scale the sum as the gradient was scaled, or zeroed, since the last micro-batch.
+
+        Both know the active entries.
+        """
+        then, now = active_part(layer, self.dense), active_part(layer, grad)
+        square = then.square().sum()
+        self.dense.mul_(torch.where(square > 0, (then * now).sum() / square, 1.0))
+        self.grad, self.version = weakref.ref(grad), version(grad)
+
+
+def dense_gradients(layers: Sequence[Layer], hooks: Hooks) -> list[Tensor | None]:
+    """The dense gradients of the step about to be taken, in the units that the optimizer sees."""
+    cut: dict[Any, dict[int, tuple[Layer, Tensor]]] = {}  # by the processes they are cut over
+    for layer in layers:
+        weight: Any = layer.weight
+        if is_sharded(weight) and weight.grad is not None and id(layer) in hooks.windows:
+            cut.setdefault(weight.device_mesh, {})[id(layer)] = layer, weight.grad
+    factors: dict[int, Tensor | None] = {}
+    for together in cut.values():
+        factors |= factors_of_shards(together, hooks)
+    return [dense_gradient(layer, hooks, factors) for layer in layers]
+
+
+def dense_gradient(layer: Layer, hooks: Hooks, factors: dict[int, Tensor | None]) -> Tensor | None:
+    """What was collected, unscaled and clipped as the gradient was since.
+
+    Both scale all entries alike, so the active ones, of which both versions are known, give the
+    factor for the others.
+    """
+    grad = layer.weight.grad
+    if grad is None:
+        return None
+    window = hooks.windows.get(id(layer))
+    if window is None:  # set by hand (torch.func, autograd.grad): nothing has masked it yet
+        return grad.detach().clone()
+    factor = factors[id(layer)] if is_sharded(grad) else factor_of(layer, window.dense, grad)
+    if factor is None:
+        return window.dense
+    dense = window.dense * factor
+    if not (hooks.warned or is_sharded(grad)) and in_a_process_group():
+        hooks.warned = was_rewritten(layer, grad, dense)
+    if layer.index is None:
+        return torch.where(layer.mask, grad, dense)
+    now = active_part(layer, grad.detach())
+    return dense.reshape(-1).index_copy_(0, layer.index, now).view(layer.shape)
+
+
+def factor_of(layer: Layer, dense: Tensor, grad: Tensor) -> Tensor | None:
+    """By how much the active entries were scaled; None: not at all."""
+    then, now = active_part(layer, dense), active_part(layer, grad.detach())
+    return None if torch.equal(then, now) else ratio(then.norm(), now.norm())
+
+
+def factors_of_shards(
+    together: dict[int, tuple[Layer, Tensor]], hooks: Hooks
+) -> dict[int, Tensor | None]:
+    """The same of layers cut over the same processes, by one exchange of three numbers for each."""
+    numbers = []
+    for key, (layer, grad) in together.items():
+        then = local(active_part(layer, hooks.windows[key].dense)).double()
+        now = local(active_part(layer, grad.detach())).double()
+        numbers.append(torch.stack([then.ne(now).sum(), then.square().sum(), now.square().sum()]))
+    found = sum_over(torch.stack(numbers), grad)
+    return {
+        key: ratio(before.sqrt(), after.sqrt()) if changed else None
+        for key, (changed, before, after) in zip(together, found, strict=True)
+    }
+
+
+def ratio(before: Tensor, after: Tensor) -> Tensor:
+    return torch.where(before > 0, after / before, torch.ones_like(before))
+
+
+def active_part(layer: Layer, values: Tensor) -> Tensor:
+    """The active entries, alone where the storage knows their positions, or among zeros."""
+    if layer.index is not None:
+        ready = active_values(values, layer.index)
+        if ready is not None:
+            return ready
+        return values.reshape(-1).index_select(0, layer.index)
+    return zero_inactive(values.clone(), layer.mask)
+
+
+def was_rewritten(layer: Layer, grad: Tensor, dense: Tensor) -> bool:
+    """Warn if the gradient was changed after the backward pass by more than a factor.
+
+    Processes that average gradients by hand would grow each by its own inactive entries.
+    """
+    change = (grad - dense).masked_fill(~layer.mask, 0.0).abs().max()
+    largest = grad.masked_fill(~layer.mask, 0.0).abs().max()
+    if not bool(change > 0.01 * largest):
+        return False
+    warnings.warn(
+        f"the gradient of {layer.name!r} was changed between backward() and step() by more than "
+        "a factor; growth goes by the dense gradient as backward() left it. If processes average "
+        "their gradients by hand, their topologies will differ: use DistributedDataParallel",
+        stacklevel=2,
+    )
+    return True
+
+
+def in_a_process_group() -> bool:
+    """Whether there are other processes that might be replicas of this one."""
+    distributed = torch.distributed
+    ready = distributed.is_available() and distributed.is_initialized()
+    return ready and distributed.get_world_size() > 1
