@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import doctest
 import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -21,8 +23,10 @@ from test_stacks_examples import free_port
 import sparseopt
 from sparseopt import robustness
 
-for needed in ("cv2", "PIL", "fvcore", "timm", "torchvision", "tqdm"):
-    pytest.importorskip(needed)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # their own
+    for needed in ("cv2", "PIL", "fvcore", "timm", "torchvision", "tqdm"):
+        pytest.importorskip(needed)
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "recipes"
 
@@ -171,6 +175,12 @@ def test_a_value_can_be_changed_and_a_wrong_name_is_named(example):
         example.recipe.load("vgg16-cifar")
     with pytest.raises(ValueError, match="learning_rate_schedule='cosin' must be one of"):
         example.recipe.override(recipe, ["learning_rate_schedule=cosin"])
+
+
+def test_the_examples_in_the_docstrings_run(example):
+    for module in (example.recipe, example.training):
+        tried = doctest.testmod(module)
+        assert tried.attempted > 0 and tried.failed == 0
 
 
 def test_the_page_has_the_table_and_every_recipe(example):
