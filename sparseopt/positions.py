@@ -6,13 +6,15 @@ tensors share memory, so nothing is copied for it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from .shards import is_sharded, whole
 
-__all__ = ["compress", "count", "merge", "positions"]
+__all__ = ["compress", "count", "positions"]
 
 
 def count(mask: Tensor) -> int:
@@ -35,9 +37,30 @@ def positions(mask: Tensor) -> Tensor:
     tensor([0, 2, 3])
     """
     flat = mask.reshape(-1)
-    if flat.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(flat.numpy()))
-    return flat.nonzero().squeeze(1)
+    if flat.device.type != "cpu":
+        return flat.nonzero().squeeze(1)
+    if flat.numel() > CHUNK and 10 * count(flat) <= flat.numel():
+        return few_positions(flat.numpy())
+    return torch.from_numpy(np.flatnonzero(flat.numpy()))
+
+
+CHUNK = 1 << 17  # entries; what is made of them stays in the cache
+
+
+def few_positions(mask: np.ndarray[Any, Any]) -> Tensor:
+    """The same where a tenth or less is true: eight entries at a time, then those of the eights.
+
+    There numpy looks for one true entry after another, which takes up to three times as long.
+    """
+    found = []
+    for start in range(0, len(mask), CHUNK):
+        part = mask[start : start + CHUNK]
+        eights = part[: len(part) // 8 * 8].view(np.uint64)
+        some = np.flatnonzero(eights != 0)
+        inside = np.flatnonzero(eights[some].view(np.bool_))
+        found.append((some[inside >> 3] << 3) + (inside & 7) + start)
+        found.append(np.flatnonzero(part[len(eights) * 8 :]) + len(eights) * 8 + start)
+    return torch.from_numpy(np.concatenate(found))
 
 
 def compress(values: Tensor, keep: Tensor) -> Tensor:
@@ -49,15 +72,3 @@ def compress(values: Tensor, keep: Tensor) -> Tensor:
     if values.device.type == "cpu" and values.dtype != torch.bfloat16:
         return torch.from_numpy(np.compress(keep.numpy(), values.detach().numpy()))
     return values[keep]
-
-
-def merge(one: Tensor, other: Tensor) -> Tensor:
-    """Two ascending vectors as one.
-
-    >>> merge(torch.tensor([1, 4]), torch.tensor([2, 9]))
-    tensor([1, 2, 4, 9])
-    """
-    both = torch.cat([one, other])
-    if both.device.type != "cpu":
-        return both.sort().values
-    return torch.from_numpy(np.sort(both.numpy(), kind="stable"))  # finds and merges the two runs

@@ -15,6 +15,7 @@ from .positions import compress, count, positions
 from .scores import Context, Score
 from .select import choose, choose_across, top_k, top_k_across
 from .shards import is_sharded, local, part_of, shard_like, whole
+from .shortlist import best_of_many
 
 __all__ = ["best", "best_across", "pick", "prune_across", "scored"]
 
@@ -45,6 +46,10 @@ def best(
         return best_of_shards(layer, score, among, k, context, select, purpose)
     if getattr(score, "elementwise", False) and 2 * number < layer.numel:
         return best_of_few(layer, score, among, k, context, select, generator)
+    if getattr(score, "elementwise", False) and select is top_k:
+        chosen = best_of_many(layer, score, among, k, context)
+        if chosen is not None:
+            return chosen
     return select_by(select, within(score(layer, context), layer, among), k, generator)
 
 
@@ -99,16 +104,17 @@ def best_of_few(
     """The same where the candidates are few: only they are scored."""
     known = layer.index is not None and among is layer.mask
     index = layer.index if known and layer.index is not None else positions(among)
-    worth = score(entries(layer, index), context)
+    worth = score(entries(layer, score, index), context)
     chosen = select_by(select, worth, k, generator)
     mask = among.clone(memory_format=torch.contiguous_format)
     mask.view(-1).index_fill_(0, compress(index, ~chosen), False)
     return mask
 
 
-def entries(layer: Layer, index: Tensor) -> SimpleNamespace:
+def entries(layer: Layer, score: Score, index: Tensor) -> SimpleNamespace:
     """What an element-wise score reads of a layer, at some entries only."""
-    gradient = None if layer.gradient is None else pick(layer.gradient, index)
+    gradient = layer.gradient if getattr(score, "needs_gradient", False) else None
+    gradient = None if gradient is None else pick(gradient, index)
     weight = pick(layer.weight.detach(), index)
     return SimpleNamespace(name=layer.name, weight=weight, gradient=gradient)
 

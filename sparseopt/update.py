@@ -21,8 +21,8 @@ from torch import Tensor
 from . import distributions
 from .gathered import seen_by
 from .layers import Layer
-from .positions import compress, count
-from .ranking import best, best_across, pick, prune_across
+from .positions import count
+from .ranking import best, best_across, prune_across
 from .schedules import Constant
 from .scores import Context
 from .shards import takes_shards, whole
@@ -91,10 +91,10 @@ def change(layer: Layer, masks: Sequence[Tensor], reset: bool) -> Change:
     return Change(
         layer=layer,
         mask=active,
-        fresh=active & ~carried,
+        fresh=(~carried).logical_and_(active),
         dropped=layer.nnz - lasting,
         grown=count(active) - lasting,
-        regrown=count(active & layer.mask & ~kept),
+        regrown=count((~kept).logical_and_(active).logical_and_(layer.mask)),
     )
 
 
@@ -184,9 +184,7 @@ def at_stage(layer: Layer, mask: Tensor) -> Layer:
         return layer
     seen = copy.copy(layer)
     seen.mask, seen.nnz = mask, count(mask)
-    if layer.index is not None:
-        active = compress(layer.index, pick(mask, layer.index))
-        seen.index = active if len(active) == seen.nnz else None  # None: it holds others too
+    seen.index = None
     return seen
 
 

@@ -20,7 +20,6 @@ __all__ = [
     "active_values",
     "holds_active_only",
     "is_packable",
-    "move",
     "pack",
 ]
 
@@ -140,12 +139,6 @@ def pack(grad: Tensor, index: Tensor | None) -> ActiveGradient:
     """The gradient with its active entries alone, which behaves as the masked one."""
     assert index is not None
     return ActiveGradient(grad.view(-1).index_select(0, index), index, grad)
-
-
-def move(grad: Tensor, values: Tensor, index: Tensor) -> None:
-    """Let the gradient hold these values, at a new topology's places."""
-    assert isinstance(grad, ActiveGradient)
-    grad.held.values, grad.held.index = values, index
 
 
 def as_dense(grad: ActiveGradient) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..layers import Layer
-from ..positions import compress, count, merge, positions
+from ..positions import compress, count, positions
 from ..update import Change
-from .active_gradient import active_values, move
+from .active_gradient import active_values
 from .deferred import Deferred, defer, settle, stamp
 from .masked import Masked
 from .state import mean_of, runs_more
@@ -228,37 +228,37 @@ class Compact(Masked):
         self.packed[layer.key] = Packed(index, values)
         layer.index = index if layer.weight.is_contiguous() else None
 
+    @torch.no_grad()
     def carry_out(self, change: Change, grown_state: str) -> None:
         self.write_back(change.layer)
+        if not self.is_clean(change.layer):
+            self.mask_weights(change.layer)
         super().carry_out(change, grown_state)
 
-    def _move_state(self, change: Change, grown_state: str) -> None:
+    def _move_state(self, change: Change, grown_state: str) -> Tensor | None:
         """Carry the state of survivors to their new places; give grown weights a neutral one."""
         layer, weight = change.layer, change.layer.weight
-        old = self.packed.get(layer.key)
-        was = flat(layer.mask, weight).clone()
-        entries = list(self._entries(layer))
+        old, entries = self.packed.get(layer.key), list(self._entries(layer))
+        was, now = flat(layer.mask, weight), flat(change.mask, weight)
+        kept, index = at(now, old), positions(now)
+        survived = was.index_select(0, index)
         layer.set_mask(change.mask)
-        now = flat(layer.mask, weight)
-        self._repack(layer, moved_index(old, was, now))
+        self._repack(layer, index)
         new = self.packed.get(layer.key)
-        source, target = positions(at(now, old)), positions(at(was, new))  # both in memory order
+        source, target = positions(kept), positions(survived)
         fresh = positions(at(flat(change.fresh, weight), new))
         for key, value, neutral in entries:
-            moved = value.new_full((layer.numel if new is None else layer.nnz,), neutral)
-            moved.index_copy_(0, target, flat(value, weight).index_select(0, source))
+            moved = value.new_full((layer.nnz,), neutral)
+            scatter(moved, target, flat(value, weight).index_select(0, source))
             if grown_state == "mean" and neutral == 0.0:
                 survivors = torch.ones_like(moved, dtype=torch.bool).index_fill_(0, fresh, False)
                 moved.index_fill_(0, fresh, mean_of(moved, survivors))
-            else:
+            elif len(fresh) + len(target) > layer.nnz:  # some had been there and start again
                 moved.index_fill_(0, fresh, neutral)
             self.inner.state[weight][key] = unflat(moved, weight) if new is None else moved
-        if old is not None and new is not None and weight.grad is not None:
-            values = active_values(weight.grad, old.index)
-            if values is not None:
-                moved = values.new_zeros(layer.nnz)
-                moved.index_copy_(0, target, values.index_select(0, source))
-                move(weight.grad, moved, new.index)
+        if old is None or new is None:
+            return None
+        return torch.cat([compress(old.index, ~kept), new.index.index_select(0, fresh)])
 
     def _entries(self, layer: Layer) -> Iterator[tuple[str, Tensor, float]]:
         packed = self.packed.get(layer.key)
@@ -283,14 +283,6 @@ class Compact(Masked):
 def at(values: Tensor, packed: Packed | None) -> Tensor:
     """One-dimensional ``values`` at the packed places; all of them where nothing is packed."""
     return values if packed is None else values.index_select(0, packed.index)
-
-
-def moved_index(old: Packed | None, was: Tensor, now: Tensor) -> Tensor:
-    """Positions of the active weights after an update: the survivors', merged with the grown."""
-    if old is None:
-        return positions(now)
-    kept = compress(old.index, now.index_select(0, old.index))
-    return merge(kept, positions(now & ~was))
 
 
 def unflat(values: Tensor, like: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..layers import Layer
 from ..shards import is_sharded, local
+from .active_gradient import ActiveGradient, holds_active_only, of_values
 
 __all__ = ["INTEGERS", "flat", "memory_order", "zero_at_sentinels", "zero_inactive"]
 
@@ -38,6 +39,9 @@ def zero_inactive(values: Tensor, mask: Tensor) -> Tensor:
     """
     if is_sharded(values):
         zero_inactive(local(values), local(mask))
+        return values
+    if isinstance(values, ActiveGradient) and holds_active_only(values):
+        zero_inactive(of_values(values), mask.reshape(-1).index_select(0, values.held.index))
         return values
     whole = INTEGERS.get(values.dtype)
     plain = type(values) in (Tensor, nn.Parameter) and values.device.type == "cpu"
