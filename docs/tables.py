@@ -283,10 +283,10 @@ def stacks() -> str:
 
 
 def stack_row(name: str, tests: dict[str, list[str]]) -> str:
-    scripts = [f"with_{test.partition('::test_')[2]}.py" for test in tests.pop("example", [])]
     files = sorted({Path(test.partition("::")[0]).name for one in tests.values() for test in one})
+    scripts = [f"with_{test.partition('::test_')[2]}.py" for test in tests.pop("example", [])]
     cells = ["yes" if feature in tests else "" for feature in SHARED]
-    own = ", ".join(sorted(tests.keys() - {*SHARED}, key=str.casefold))
+    own = "; ".join(sorted(tests.keys() - {*SHARED}, key=str.casefold))
     links = [", ".join(f"`{one}`" for one in these) for these in (scripts, files)]
     return f"| {' | '.join([name, *cells, own, *links])} |"
 
@@ -295,7 +295,7 @@ def stacks_source() -> str:
     versions = dict(stacks_run()["versions"])
     python = versions.pop("python")
     shown = ", ".join(f"{package} {number}" for package, number in versions.items() if number)
-    return f"{shown}, Python {python}, on CPU, with gloo between two processes."
+    return f"Versions: {shown}, Python {python}; on CPU, with gloo between two processes."
 
 
 def diff(path: Path) -> Callable[[], str]:

@@ -38,11 +38,6 @@ class Recorder:
             stack, feature = mark.args
             self.outcomes.setdefault((stack, feature, function), []).append(outcome)
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        if session.config.option.collectonly:
-            for item in session.items:
-                self.note(item, "collected")
-
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Any:
         report = yield
