@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import machine, ratio, save
+from common import machine, ratio, reuse_memory, save
 from speed import OPTIMIZERS, network
 from torch import nn
 from torch.nn.utils import prune
@@ -159,6 +159,7 @@ def compare(optimizer: str, sparsity: float, rounds: int) -> list[dict[str, Any]
 
 
 def main() -> None:
+    reuse_memory()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows: list[dict[str, Any]] = []

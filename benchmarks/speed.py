@@ -2,24 +2,28 @@
 
     python benchmarks/speed.py                 # 25.2 M parameters, one thread, about 10 minutes
     python benchmarks/speed.py --sizes         # how cost grows, 1e5 to 1e8 parameters
+    python benchmarks/speed.py --sparsity 0.9  # these rows only; the others stay in the data file
     python benchmarks/speed.py --device cuda
 
 Gradients come from a real backward pass through a loss whose gradient is known, so that the hooks
 which mask gradients are paid for. Reported, as ratios to the dense optimizer in the same round:
 ``step`` (the call of ``step()``), ``total`` (the step and what the hooks add to the backward pass),
-``update`` (one topology update, in dense steps) and ``amortised`` (``total`` with an update every
-100 steps). Writes benchmarks/results/speed.json and docs/storage-speed.md.
+``update`` (one RigL update with new gradients, in dense steps), ``update of SET`` and ``amortised``
+(``total`` with a RigL update every 100 steps). Writes benchmarks/results/speed.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, interleaved, machine, ratio, save, synchronize
+from common import RESULTS, interleaved, machine, ratio, reuse_memory, save, synchronize
 from torch import nn
 
 from sparseopt import SparseOptimizer
@@ -29,6 +33,9 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "AdamW foreach": lambda p: torch.optim.AdamW(p, lr=1e-4, foreach=True),
     "AdamW fused": lambda p: torch.optim.AdamW(p, lr=1e-4, fused=True),
 }
+
+
+STORAGES = ("masked", "compact", "auto")
 
 
 def network(scale: float = 1.0, device: str = "cpu") -> nn.Module:
@@ -60,19 +67,27 @@ class Trained:
         synchronize(self.device)
         self.backward_seconds = time.perf_counter() - begin
 
+    def renew(self) -> None:
+        """Other gradients, so that the next update grows other weights."""
+        for slope in self.slopes:
+            slope.normal_()
+
+
+def sparse(make: Callable[[Any], Any], algo: str, sparsity: float, storage: str) -> Callable:
+    """What wraps the optimizer of a model."""
+    options = {"stop": 1.0} if algo == "rigl" else {}
+    return lambda model: SparseOptimizer(
+        make(model.parameters()), algo, sparsity=sparsity, model=model, storage=storage,
+        update_every=10**9, distribution="uniform", **options,
+    )  # fmt: skip
+
 
 def measure(optimizer: str, sparsity: float, scale: float, rounds: int, device: str) -> list[dict]:
     """One row per storage."""
     make = OPTIMIZERS[optimizer]
     trained = {"dense": Trained(lambda m: make(m.parameters()), scale, device)}
-    for storage in ("masked", "compact", "auto"):
-        trained[storage] = Trained(
-            lambda m, storage=storage: SparseOptimizer(
-                make(m.parameters()), "rigl", sparsity=sparsity, model=m, storage=storage,
-                update_every=10**9, distribution="uniform", stop=1.0,
-            ),
-            scale, device,
-        )  # fmt: skip
+    for storage in STORAGES:
+        trained[storage] = Trained(sparse(make, "rigl", sparsity, storage), scale, device)
     backward: dict[str, list[float]] = {name: [] for name in trained}
     steps: dict[str, list[float]] = {name: [] for name in trained}
     for round_number in range(rounds + 2):
@@ -83,34 +98,58 @@ def measure(optimizer: str, sparsity: float, scale: float, rounds: int, device: 
             for name, one in trained.items():
                 backward[name].append(one.backward_seconds)
                 steps[name] += timed[name]
-    updates = {name: update_seconds(one) for name, one in trained.items() if name != "dense"}
-    return [
-        row(optimizer, sparsity, scale, name, trained[name], steps, backward, updates[name])
-        for name in updates
-    ]
+    rows = []
+    dense = trained.pop("dense")
+    for name, one in trained.items():
+        rows.append(row(one, steps[name], backward[name], steps["dense"], backward["dense"]))
+        rows[-1] |= updates(one, dense, sparse(make, "set", sparsity, name))
+        rows[-1]["amortised"] = round(rows[-1]["total"]["ratio"] + rows[-1]["update"] / 100, 3)
+        about = {"optimizer": optimizer, "sparsity": sparsity, "storage": name}
+        rows[-1] = about | rows[-1]
+    return rows
 
 
-def update_seconds(one: Trained, repeats: int = 3) -> list[float]:
-    """Seconds of a RigL update: a step that ends in one, less the steps around it without."""
-    spent = []
+def updates(one: Trained, dense: Trained, as_set: Callable, repeats: int = 5) -> dict[str, float]:
+    """An update of RigL and one of SET, in dense steps: medians over those timed beside them.
+
+    RigL's ends a step: both are timed with their backward pass, in which the dense gradients are
+    kept, less a backward pass and step without.
+    """
+
+    def seconds(what: Trained, call: Callable[[], Any]) -> float:
+        return interleaved({"call": call}, 1, 0, what.device)["call"][0]
+
+    def both(what: Trained) -> float:
+        what.renew()
+        what.backward()
+        return what.backward_seconds + seconds(what, what.optimizer.step)
+
+    rigl, of_set = [], []
     for _ in range(repeats):
-        one.backward()
-        plain = interleaved({"step": one.optimizer.step}, 1, 0, one.device)["step"][0]
+        dense.backward()
+        base = seconds(dense, dense.optimizer.step)
+        plain = both(one)
         one.optimizer.update_topology()  # asks for one at the end of the next step
-        one.backward()
-        whole = interleaved({"step": one.optimizer.step}, 1, 0, one.device)["step"][0]
-        spent.append(whole - plain)
-    return spent
+        rigl.append((both(one) - plain) / base)
+    one.optimizer = as_set(one.model)
+    for _ in range(repeats):
+        dense.backward()
+        base = seconds(dense, dense.optimizer.step)
+        both(one)
+        of_set.append(seconds(one, one.optimizer.update_topology) / base)
+    middle = repeats // 2
+    return {
+        "update": round(sorted(rigl)[middle], 2),
+        "update_of_set": round(sorted(of_set)[middle], 2),
+    }
 
 
 def row(
-    optimizer: str, sparsity: float, scale: float, name: str, one: Trained,
-    steps: dict[str, list[float]], backward: dict[str, list[float]], updates: list[float],
+    one: Trained, step: list[float], backward: list[float],
+    dense_step: list[float], dense_backward: list[float],
 ) -> dict[str, Any]:  # fmt: skip
-    hooks = [a - b for a, b in zip(backward[name], backward["dense"], strict=True)]
-    total = [step + max(extra, 0.0) for step, extra in zip(steps[name], hooks, strict=True)]
-    dense = sorted(steps["dense"])[len(steps["dense"]) // 2]
-    update = sorted(updates)[len(updates) // 2] / dense
+    hooks = [a - b for a, b in zip(backward, dense_backward, strict=True)]
+    total = [seconds + extra for seconds, extra in zip(step, hooks, strict=True)]
     state = sum(
         value.numel() * value.element_size()
         for entry in one.optimizer.state.values()
@@ -118,20 +157,31 @@ def row(
         if torch.is_tensor(value)
     )
     parameters = sum(p.numel() for p in one.model.parameters())
-    both = ratio(total, steps["dense"])
     return {
-        "optimizer": optimizer,
-        "sparsity": sparsity,
-        "storage": name,
         "parameters": parameters,
         "chosen": repr(one.optimizer).split("storage='")[1].split("'")[0],
-        "step": ratio(steps[name], steps["dense"]),
-        "total": both,
-        "update": round(update, 2),
-        "amortised": round(both["ratio"] + update / 100, 3),
+        "step": ratio(step, dense_step),
+        "total": ratio(total, dense_step),
         "state_bytes_per_weight": round(state / parameters, 3),
-        "dense_milliseconds": round(dense * 1e3, 3),
+        "dense_milliseconds": round(statistics.median(dense_step) * 1e3, 3),
     }
+
+
+def kept(path: Path, rows: list[dict]) -> list[dict]:
+    """The rows of the data file that these do not replace, and these."""
+    what = ("optimizer", "sparsity", "storage", "parameters")
+    found = json.loads(path.read_text())["rows"] if path.exists() else []
+    together = {tuple(one[key] for key in what): one for one in [*found, *rows]}
+    order = (list(OPTIMIZERS), STORAGES)
+    return sorted(
+        together.values(),
+        key=lambda one: (
+            one["parameters"],
+            order[0].index(one["optimizer"]),
+            one["sparsity"],
+            order[1].index(one["storage"]),
+        ),
+    )
 
 
 def main() -> None:
@@ -140,25 +190,29 @@ def main() -> None:
     parser.add_argument("--sizes", action="store_true", help="1e5 to 1e8 parameters at S = 0.9")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sparsity", type=float, nargs="*")
+    parser.add_argument("--scale", type=float, nargs="*", help="sizes, relative to 25.2 M")
     parser.add_argument("--optimizer", nargs="*", default=list(OPTIMIZERS))
     arguments = parser.parse_args()
+    reuse_memory()
     torch.set_num_threads(1)
     sparsities = arguments.sparsity or [0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98]
     scales = [1.0]
     if arguments.sizes:
-        sparsities, scales = arguments.sparsity or [0.9], [0.004, 0.04, 0.4, 4.0]
-    rows = []
+        sparsities, scales = arguments.sparsity or [0.9], arguments.scale or [0.004, 0.04, 0.4, 4.0]
+    suffix = ("-sizes" if arguments.sizes else "") + ("-cuda" if arguments.device == "cuda" else "")
+    about = machine(arguments.device)
     for scale in scales:
         for optimizer in arguments.optimizer:
             for sparsity in sparsities:
-                rows += measure(optimizer, sparsity, scale, arguments.rounds, arguments.device)
-                for one in rows[-3:]:
+                rows = measure(optimizer, sparsity, scale, arguments.rounds, arguments.device)
+                rows = [one | {"commit": about["commit"], "date": about["date"]} for one in rows]
+                for one in rows:
                     print({k: one[k] for k in ("optimizer", "sparsity", "storage", "chosen")},
                           one["step"]["ratio"], one["total"]["ratio"], one["update"],
-                          one["state_bytes_per_weight"], flush=True)  # fmt: skip
-    suffix = ("-sizes" if arguments.sizes else "") + ("-cuda" if arguments.device == "cuda" else "")
-    path = save(f"speed{suffix}.json", {"machine": machine(arguments.device), "rows": rows})
-    print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
+                          one["update_of_set"], one["state_bytes_per_weight"],
+                          flush=True)  # fmt: skip
+                name = f"speed{suffix}.json"
+                save(name, {"machine": about, "rows": kept(RESULTS / name, rows)})
 
 
 if __name__ == "__main__":
