@@ -18,21 +18,32 @@ SEVERAL = re.compile(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +\S.*)*)", re.MULTILINE)
 TABLE = re.compile(
     r"^=+ +=[= ]+\n(?:.*\S.*\n)+?=+ +=[= ]+\n(?:.*\S.*\n)+?=+ +=[= ]+$", re.MULTILINE
 )
+BOUND = re.compile(r"^(\s*)>(?==? )", re.MULTILINE)  # would be a quotation
 
 
 def as_markdown(text: str) -> str:
-    """The docstring with links for roles, and fences around prompts and tables.
+    """The docstring with links for roles, fences around prompts, and bars in tables.
 
     >>> as_markdown("See :func:`find`.")
     'See [`find`][find].'
     """
     text = ROLE.sub(lambda found: f"[`{found[1]}`][{found[1]}]", text)
+    text = BOUND.sub(r"\1\>", text)
     text = EXAMPLE.sub(r"\1Examples:", text)
     text = SEVERAL.sub(each_by_itself, text)
-    text = TABLE.sub(lambda found: f"```text\n{found[0]}\n```", text)
+    text = TABLE.sub(as_table, text)
     free, *examples = re.split(r"^(?=Examples:\n)", text, maxsplit=1, flags=re.MULTILINE)
     free = PROMPTS.sub(lambda found: f"```pycon\n{found[0].rstrip()}\n```\n", free)
     return free + "".join(examples)
+
+
+def as_table(found: re.Match[str]) -> str:
+    """A simple table of reStructuredText, whose cells stand two spaces apart, with bars."""
+    lines = [line for line in found[0].splitlines() if not line.startswith("=")]
+    rows = [re.split(r" {2,}", line) for line in lines]
+    wide = max(map(len, rows))
+    head, *body = (" | ".join(row + [""] * (wide - len(row))) for row in rows)
+    return "\n".join(f"| {line} |" for line in (head, "|".join(["---"] * wide), *body))
 
 
 def each_by_itself(found: re.Match[str]) -> str:

@@ -16,13 +16,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-FROM_ROOT = (
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "examples/README.md",
-    "examples/demo.png",
-    "examples/recipes/README.md",
-)
+FROM_ROOT = {
+    "changes.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "examples.md": "examples/README.md",
+    "demo.png": "examples/demo.png",
+    "recipes.md": "examples/recipes/README.md",
+}
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
 PROMPT = re.compile(r"^```python\n(?=>>> )", re.MULTILINE)
 
@@ -47,8 +47,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    for name in FROM_ROOT:
-        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    for name, path in FROM_ROOT.items():
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / path)))
     return files
 
 
@@ -65,6 +65,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         path = target.relative_to(ROOT).as_posix()
         if config.repo_url:
             return f"[{found['text']}]({config.repo_url.rstrip('/')}/blob/main/{path})"
-        return found["text"] if path in found["text"] else f"{found['text']} (`{path}`)"
+        return found["text"] if target.stem in found["text"] else f"{found['text']} (`{path}`)"
 
     return PROMPT.sub("```pycon\n", LINK.sub(followed, markdown))

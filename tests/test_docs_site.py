@@ -128,16 +128,20 @@ def test_every_member_of_the_optimizer_is_on_its_api_page(site: Path) -> None:
 @pytest.mark.parametrize(
     "repository, link",
     [
-        ("", "the demo (`examples/demo.py`)"),
-        ("https://host/us/it", "[the demo](https://host/us/it/blob/main/examples/demo.py)"),
+        ("", "a script (`examples/demo.py`)"),
+        ("https://host/us/it", "[a script](https://host/us/it/blob/main/examples/demo.py)"),
     ],
 )
 def test_a_link_out_of_the_docs_leads_to_the_repository(repository: str, link: str) -> None:
-    assert rewritten("[the demo](../examples/demo.py)", repo_url=repository) == link
+    assert rewritten("[a script](../examples/demo.py)", repo_url=repository) == link
+
+
+def test_the_path_is_left_out_where_the_link_says_it_already() -> None:
+    assert rewritten("[`demo`](../examples/demo.py)") == "`demo`"
 
 
 def test_a_link_to_a_page_of_the_root_leads_to_its_copy() -> None:
-    assert rewritten("[changes](../CHANGELOG.md#a)") == "[changes](CHANGELOG.md#a)"
+    assert rewritten("[changes](../CHANGELOG.md#a)") == "[changes](changes.md#a)"
 
 
 def test_a_link_that_leads_nowhere_is_left_for_mkdocs_to_report() -> None:
@@ -158,7 +162,7 @@ class Given:
 
 def rewritten(markdown: str, repo_url: str = "") -> str:
     page = Given(abs_src_path=str(DOCS / "stacks.md"), src_uri="stacks.md")
-    root = Given(abs_src_path=str(ROOT / "CHANGELOG.md"), src_uri="CHANGELOG.md")
+    root = Given(abs_src_path=str(ROOT / "CHANGELOG.md"), src_uri="changes.md")
     hooks, config = from_docs("hooks"), Given(repo_url=repo_url)
     return hooks.on_page_markdown(markdown, Given(file=page), config, [page, root])
 
@@ -171,7 +175,9 @@ def test_docstrings_become_markdown() -> None:
     assert as_markdown("Args:\n    a, b: Both,\n        of them.") == (
         "Args:\n    a: Both,\n        of them.\n    b: Both,\n        of them."
     )
-    assert as_markdown("==  ==\na   b\n==  ==\n1   2\n==  ==").startswith("```text\n==")
+    assert as_markdown("a depth\n    >= 0, in metres") == "a depth\n    \\>= 0, in metres"
+    table = "===  ===\na    b\n===  ===\n1\n2    3\n===  ==="
+    assert as_markdown(table) == "| a | b |\n| ---|--- |\n| 1 |  |\n| 2 | 3 |"
 
 
 def test_what_migrating_shows_of_other_libraries_runs_where_they_are_installed() -> None:
