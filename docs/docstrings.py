@@ -18,7 +18,7 @@ SEVERAL = re.compile(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +\S.*)*)", re.MULTILINE)
 TABLE = re.compile(
     r"^=+ +=[= ]+\n(?:.*\S.*\n)+?=+ +=[= ]+\n(?:.*\S.*\n)+?=+ +=[= ]+$", re.MULTILINE
 )
-BOUND = re.compile(r"^(\s*)>(?==? )", re.MULTILINE)  # would be a quotation
+BOUND = re.compile(r"^(\s*(?:\w+: )?)>(?==? )", re.MULTILINE)  # would be a quotation
 
 
 def as_markdown(text: str) -> str:

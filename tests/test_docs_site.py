@@ -175,7 +175,7 @@ def test_docstrings_become_markdown() -> None:
     assert as_markdown("Args:\n    a, b: Both,\n        of them.") == (
         "Args:\n    a: Both,\n        of them.\n    b: Both,\n        of them."
     )
-    assert as_markdown("a depth\n    >= 0, in metres") == "a depth\n    \\>= 0, in metres"
+    assert as_markdown("    depth: >= 0, in metres") == "    depth: \\>= 0, in metres"
     table = "===  ===\na    b\n===  ===\n1\n2    3\n===  ==="
     assert as_markdown(table) == "| a | b |\n| ---|--- |\n| 1 |  |\n| 2 | 3 |"
 
