@@ -1,6 +1,6 @@
 """What the docs site does to the files of the repository, so that they read well in both places.
 
-Hooks of mkdocs (see mkdocs.yml): `FOLDER/*` in the navigation stands for every page of the folder,
+Hooks of mkdocs (see mkdocs.yml): patterns in the navigation stand for the pages that they fit,
 pages outside docs/ are taken along, links follow, and blocks with prompts are coloured as such.
 """
 
@@ -28,16 +28,15 @@ PROMPT = re.compile(r"^```python\n(?=>>> )", re.MULTILINE)
 
 
 def expanded(nav: Any, docs: Path) -> Any:
-    """The navigation with every `FOLDER/*` replaced by the pages of the folder, README first."""
+    """The navigation with every pattern replaced by the pages that it fits, README first."""
     if isinstance(nav, list):
-        return [expanded(entry, docs) for entry in nav]
+        made = [expanded(entry, docs) for entry in nav]
+        return [page for one in made for page in (one if isinstance(one, list) else [one])]
     if isinstance(nav, dict):
         return {title: expanded(entry, docs) for title, entry in nav.items()}
-    if not nav.endswith("/*"):
+    if "*" not in nav:
         return nav
-    pages = sorted(
-        (docs / nav[:-2]).glob("*.md"), key=lambda page: (page.name != "README.md", page)
-    )
+    pages = sorted(docs.glob(nav), key=lambda page: (page.name != "README.md", page))
     return [page.relative_to(docs).as_posix() for page in pages]
 
 
