@@ -29,6 +29,7 @@ PREFIX = "sparse_"
 RUN = "sparse"
 OWN_LAYOUT = "inner"
 APART = "apart"
+STATELESS = "stateless"  # in the run: the inner optimizer's state stands for none
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Saved:
 
     @property
     def masks(self) -> dict[tuple[int, int], Tensor]:
+        """The masks there are, by (group, index)."""
         return {key: entry["mask"] for key, entry in self.entries.items() if "mask" in entry}
 
     @property

@@ -191,7 +191,7 @@ def allocate(
         )
     # rounded, so that float noise does not decide between equal remainders
     remainders = [round(share - floor, 9) for share, floor in zip(wanted, floors, strict=True)]
-    _hand_out(active, limits, remainders, left)
+    hand_out(active, limits, remainders, left)
     return _keep_one_each(active, limits, sizes)
 
 
@@ -351,7 +351,7 @@ def _limits(
     return [min(*pair) for pair in zip(sizes, caps, strict=True)]
 
 
-def _hand_out(
+def hand_out(
     active: list[int], limits: Sequence[int], remainders: Sequence[float], left: int
 ) -> None:
     """One weight each in order of the remainder, round after round, full layers skipped."""

@@ -111,6 +111,17 @@ def test_an_unknown_corruption_gets_the_nearest_names(cifar):
         CIFARC(cifar, severity=6)
 
 
+def test_an_empty_choice_is_refused_and_not_taken_for_all(cifar, tmp_path):
+    write_image_tree(tmp_path / "tiny" / "fog" / "1", ("n0",), 1)
+    for load in (
+        lambda: CIFARC(cifar, corruption=[]),
+        lambda: TinyImageNetC(tmp_path / "tiny", corruption=()),
+        lambda: ImageNetV2(tmp_path, variant=[]),
+    ):
+        with pytest.raises(ValueError, match=r"=\[\] selects nothing"):
+            load()
+
+
 def test_a_missing_root_is_named(tmp_path):
     for loader in (CIFARC, TinyImageNetC, ImageNetC, ImageNetR, ImageNetV2, FashionMNISTC):
         with pytest.raises(FileNotFoundError, match="nowhere"):

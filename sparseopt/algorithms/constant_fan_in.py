@@ -13,11 +13,12 @@ from torch import Tensor
 from .. import topologies
 from ..distributions import Distribution, counts
 from ..layers import Layer
+from ..positions import count
 from ..schedules import Cosine, Schedule, starting_at
 from ..scores import Context, gradient
 from ..select import choose, top_k
 from ..shards import takes_shards, whole
-from ..update import Levels, count, forbids, number_to_drop
+from ..update import Levels, forbids, number_to_drop
 from .algorithm import Algorithm
 from .registry import Row, algorithm
 from .rows import Rows, top_in_rows, worths
@@ -60,6 +61,9 @@ def srigl(
         distribution: How the weights are shared out over the layers.
         topology: Where to start; None: equal rows at random.
         **options: Fields of :class:`Algorithm` that make sense for every recipe.
+
+    Raises:
+        ValueError: For a ``gamma`` outside [0, 1], or an unknown ``fan_in``.
 
     Example:
         >>> srigl(0.9).distribution([(10, 15)], 0.9)

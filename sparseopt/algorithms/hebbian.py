@@ -13,12 +13,13 @@ from torch import Tensor
 
 from .. import links
 from ..layers import Layer
+from ..positions import count
 from ..schedules import Constant, Schedule, Sigmoid, starting_at
 from ..scores import PREDICTORS, Context, LinkPrediction, RelativeImportance, Score, magnitude
 from ..scores import gradient as gradient_score
 from ..select import choose, sample, top_k
 from ..shards import shard_like, takes_shards, whole
-from ..update import Levels, candidates, count, drop_each, forbids, grow_each, lacking
+from ..update import Levels, candidates, drop_each, forbids, grow_each, lacking
 from .algorithm import Algorithm
 from .gradual import falling
 from .registry import Row, algorithm

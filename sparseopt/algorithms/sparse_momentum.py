@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributions import hand_out
 from ..layers import Layer
+from ..positions import count
 from ..schedules import Cosine, Schedule, starting_at
 from ..scores import Context, score
 from ..shards import end_to_end, local, takes_shards
-from ..update import Levels, candidates, count, drop_each, grow_each, lacking
+from ..update import Levels, candidates, drop_each, grow_each, lacking
 from .algorithm import Algorithm
 from .registry import Row, algorithm
 
@@ -50,6 +52,9 @@ def snfs(
         beta: How much of the mean is kept at every step, in [0, 1). Default 0.9, SGD's momentum in
             the paper.
         **options: Fields of :class:`Algorithm` that make sense for every recipe.
+
+    Raises:
+        ValueError: For a ``beta`` outside [0, 1).
 
     Example:
         >>> snfs(0.9).drop_fraction
@@ -140,8 +145,5 @@ def apportion(shares: Sequence[float], total: int, room: Sequence[int]) -> list[
     floors = [math.floor(amount + 1e-9) for amount in ideal]
     numbers = [min(pair) for pair in zip(floors, room, strict=True)]
     remainders = [round(amount - floor, 9) for amount, floor in zip(ideal, floors, strict=True)]
-    order = sorted(range(len(room)), key=lambda layer: -remainders[layer])
-    while sum(numbers) < min(total, sum(room)):
-        for layer in [layer for layer in order if numbers[layer] < room[layer]]:
-            numbers[layer] += sum(numbers) < total
+    hand_out(numbers, room, remainders, min(total, sum(room)) - sum(numbers))
     return numbers

@@ -29,6 +29,7 @@ class Weight:
 
     @property
     def numel(self) -> int:
+        """Number of entries."""
         return math.prod(self.shape)
 
 

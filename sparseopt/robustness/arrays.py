@@ -19,6 +19,7 @@ from sparseopt.robustness.sets import (
     CorruptionSet,
     Sample,
     Transform,
+    as_names,
     chosen_severities,
     existing,
     load_array,
@@ -56,8 +57,8 @@ class CIFARC(CorruptionSet):
         transform: Transform | None = None,
     ) -> None:
         self.root = _array_folder(Path(root))
-        names = (corruption,) if isinstance(corruption, str) else corruption
-        super().__init__(names or CORRUPTIONS, chosen_severities(severity))
+        names = CORRUPTIONS if corruption is None else as_names(corruption)
+        super().__init__(names, chosen_severities(severity))
         self.name, self.num_classes = self.root.name, _FOLDERS.get(self.root.name)
         self.transform = transform
         self.arrays = {name: self._load(name) for name in self.corruptions}

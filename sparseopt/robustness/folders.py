@@ -18,6 +18,7 @@ from sparseopt.robustness.sets import (
     CorruptionSet,
     Sample,
     Transform,
+    as_names,
     chosen_severities,
     existing,
     transformed,
@@ -89,7 +90,7 @@ class _FolderSet(CorruptionSet):
         if corruption is None:
             present = tuple(name for name in self.extra if self._find(name).is_dir())
             return self.published + present
-        names = (corruption,) if isinstance(corruption, str) else tuple(corruption)
+        names = as_names(corruption)
         for name in names:
             if name not in (*self.published, *self.extra):
                 raise ValueError(f"corruption={nearest(name, (*self.published, *self.extra))}")
@@ -261,7 +262,7 @@ class ImageNetV2(CorruptionSet):
         variant: str | Sequence[str] | None = None,
         transform: Transform | None = None,
     ) -> None:
-        names = (variant,) if isinstance(variant, str) else tuple(variant or self.variants)
+        names = self.variants if variant is None else as_names(variant, "variant")
         for name in names:
             if name not in self.variants:
                 raise ValueError(f"variant={nearest(name, self.variants)}")

@@ -17,6 +17,9 @@ def confusion_matrix(
         num_classes: K.
         ignore_index: target value that is not counted (255, "void", in Pascal VOC).
 
+    Raises:
+        ValueError: shapes that differ, or values that are no class index.
+
     Example:
         >>> import torch
         >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 255]), 2)

@@ -108,13 +108,20 @@ class RobustnessReport:
         Args:
             baseline: a report on the same set, a mapping corruption → mean error, or "alexnet"
                 for the published ImageNet-C denominators.
+
+        Raises:
+            ValueError: a baseline of another set, or one that lacks a corruption.
         """
         return fmean(self.corruption_errors(baseline).values())
 
     def corruption_errors(
         self, baseline: RobustnessReport | Mapping[str, float] | str
     ) -> dict[str, float]:
-        """CE of each corruption: its error over the baseline's; `mce` is their mean."""
+        """CE of each corruption: its error over the baseline's; `mce` is their mean.
+
+        Raises:
+            ValueError: as `mce`.
+        """
         reference = self._baseline_errors(baseline)
         names = [name for name in CORRUPTIONS[:15] if name in self.accuracy] or self.corruptions
         missing = [name for name in names if name not in reference]
@@ -124,7 +131,11 @@ class RobustnessReport:
         return {name: _ratio(errors[name], reference[name]) for name in names}
 
     def relative_mce(self, baseline: RobustnessReport | str) -> float:
-        """Mean over corruptions of the rise of the error over clean, relative to the baseline."""
+        """Mean over corruptions of the rise of the error over clean, relative to the baseline.
+
+        Raises:
+            ValueError: as `mce`, or where a report has no clean accuracy.
+        """
         reference = self._baseline_errors(baseline)
         clean = ALEXNET_CLEAN_ERROR if isinstance(baseline, str) else _clean_error(baseline)
         own = _clean_error(self)
@@ -231,7 +242,11 @@ class SegmentationReport:
 
 
 def mean_and_std(reports: Sequence[RobustnessReport]) -> tuple[float, float]:
-    """Robustness accuracy over seeds: mean and sample standard deviation (0 for one report)."""
+    """Robustness accuracy over seeds: mean and sample standard deviation (0 for one report).
+
+    Raises:
+        ValueError: without a report.
+    """
     if not reports:
         raise ValueError("reports is empty; give one report per seed")
     values = [report.mean for report in reports]

@@ -235,13 +235,18 @@ def chosen_corruptions(
     """The corruptions asked for, among `known` ones; `default` for None."""
     if corruption is None:
         return tuple(default)
-    known = known or default
-    names = (corruption,) if isinstance(corruption, str) else tuple(corruption)
+    names = as_names(corruption)
     for name in names:
-        check_name(name, known, "corruption")
-    if not names:
-        raise ValueError("corruption=[] selects nothing; leave it out for all")
+        check_name(name, known or default, "corruption")
     return names
+
+
+def as_names(names: str | Sequence[str], argument: str = "corruption") -> tuple[str, ...]:
+    """One name or several as a tuple; ValueError for none at all."""
+    given = (names,) if isinstance(names, str) else tuple(names)
+    if not given:
+        raise ValueError(f"{argument}=[] selects nothing; leave it out for all")
+    return given
 
 
 def chosen_severities(
