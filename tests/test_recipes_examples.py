@@ -201,7 +201,7 @@ def test_the_plan_costs_what_the_paper_prints(
     example, capsys, name, training, inference, parameters
 ):
     found = example.run.main([name, "--plan", "--algo", "set", "--sparsity", "0.5"])["flops"]
-    assert found.training == pytest.approx(training, rel=0.02)
+    assert found.training == pytest.approx(training, rel=0.003)
     assert found.inference == pytest.approx(inference, rel=0.02)
     assert found.parameters == pytest.approx(parameters, rel=0.002)
     assert f"{found.parameters:,}" in capsys.readouterr().out
