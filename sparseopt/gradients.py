@@ -28,6 +28,7 @@ from .layers import Layer, parameters
 from .shards import is_sharded, version
 from .storage.active_gradient import (
     ActiveGradient,
+    active_values,
     holds_active_only,
     is_packable,
     pack,
@@ -148,7 +149,9 @@ class Hooks:
             dense = dense.clone()
         self.mask(layer)
         grad = layer.weight.grad if layer.weight.grad is not None else grad
-        self.windows[id(layer)] = Window(dense, weakref.ref(grad), version(grad))
+        active = active_values(grad, layer.index)
+        active = None if active is None else active.clone()
+        self.windows[id(layer)] = Window(dense, weakref.ref(grad), version(grad), active)
         if id(layer) not in self.between and not is_sharded(grad):
             hook = _before(weakref.ref(self), weakref.ref(layer))
             self.between[id(layer)] = layer.weight.register_hook(hook)

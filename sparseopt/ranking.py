@@ -17,7 +17,7 @@ from .select import choose, choose_across, top_k, top_k_across
 from .shards import is_sharded, local, part_of, shard_like, whole
 from .shortlist import best_of_many
 
-__all__ = ["best", "best_across", "pick", "prune_across", "scored"]
+__all__ = ["best", "best_across", "number_of", "pick", "prune_across", "scored"]
 
 Select = Callable[..., Tensor]
 
@@ -39,7 +39,7 @@ def best(
     generator = context.generator(layer, purpose)
     if score is None:
         return choose(among, k, generator)
-    number = count(among)
+    number = number_of(layer, among)
     if k in (0, number):
         return among.clone() if k else torch.zeros_like(among)
     if is_sharded(among):
@@ -51,6 +51,11 @@ def best(
         if chosen is not None:
             return chosen
     return select_by(select, within(score(layer, context), layer, among), k, generator)
+
+
+def number_of(layer: Layer, mask: Tensor) -> int:
+    """How many entries are true; the layer knows that of its own mask."""
+    return layer.nnz if mask is layer.mask else count(mask)
 
 
 def best_of_shards(

@@ -22,7 +22,7 @@ from . import distributions
 from .gathered import seen_by
 from .layers import Layer
 from .positions import count
-from .ranking import best, best_across, prune_across
+from .ranking import best, best_across, number_of, prune_across
 from .schedules import Constant
 from .scores import Context
 from .shards import takes_shards, whole
@@ -143,7 +143,7 @@ def drop_each(
     context: Context,
 ) -> list[Tensor]:
     """What is kept when each layer drops its share, no more than it has room to grow again."""
-    high = [count(mask) for mask in settled]
+    high = [number_of(*pair) for pair in zip(layers, settled, strict=True)]
     free = [layer.numel - (layer.nnz if forbids(algorithm) else 0) for layer in layers]
     low = [
         max(number, top - room)
@@ -218,7 +218,7 @@ def lows(
 ) -> list[int]:
     """How many weights each layer keeps in the drop."""
     low = [
-        count(mask) - number_to_drop(layer, mask, algorithm, levels.fraction)
+        number_of(layer, mask) - number_to_drop(layer, mask, algorithm, levels.fraction)
         for layer, mask in zip(layers, settled, strict=True)
     ]
     if levels.pruned is None:
@@ -257,7 +257,7 @@ def drop_number(fraction: float, number: int, rounding: str) -> int:
 @takes_shards
 def share_of_active(layer: Layer, mask: Tensor, fraction: float, rounding: str) -> int:
     """The usual number to drop: the drop fraction of the active weights."""
-    return drop_number(fraction, count(mask), rounding)
+    return drop_number(fraction, number_of(layer, mask), rounding)
 
 
 def counts(

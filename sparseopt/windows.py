@@ -27,12 +27,13 @@ class Window:
     """The dense gradient summed over the micro-batches of one step.
 
     ``grad`` and ``version`` tell whether the parameter's gradient was only added to since, or
-    zeroed or replaced: then the sum starts again.
+    zeroed or replaced: then the sum starts again. ``active`` are its active entries, where known.
     """
 
     dense: Tensor
     grad: weakref.ref[Tensor]
     version: int
+    active: Tensor | None = None
 
     def added_to(self, grad: Tensor) -> bool:
         """Whether this gradient is the one known, with one micro-batch added.
@@ -55,7 +56,7 @@ class Window:
         then, now = active_part(layer, self.dense), active_part(layer, grad)
         square = then.square().sum()
         self.dense.mul_(torch.where(square > 0, (then * now).sum() / square, 1.0))
-        self.grad, self.version = weakref.ref(grad), version(grad)
+        self.grad, self.version, self.active = weakref.ref(grad), version(grad), None
 
 
 def dense_gradients(layers: Sequence[Layer], hooks: Hooks) -> list[Tensor | None]:
@@ -83,7 +84,7 @@ def dense_gradient(layer: Layer, hooks: Hooks, factors: dict[int, Tensor | None]
     window = hooks.windows.get(id(layer))
     if window is None:  # set by hand (torch.func, autograd.grad): nothing has masked it yet
         return grad.detach().clone()
-    factor = factors[id(layer)] if is_sharded(grad) else factor_of(layer, window.dense, grad)
+    factor = factors[id(layer)] if is_sharded(grad) else factor_of(layer, window, grad)
     if factor is None:
         return window.dense
     dense = window.dense * factor
@@ -95,9 +96,10 @@ def dense_gradient(layer: Layer, hooks: Hooks, factors: dict[int, Tensor | None]
     return dense.reshape(-1).index_copy_(0, layer.index, now).view(layer.shape)
 
 
-def factor_of(layer: Layer, dense: Tensor, grad: Tensor) -> Tensor | None:
+def factor_of(layer: Layer, window: Window, grad: Tensor) -> Tensor | None:
     """By how much the active entries were scaled; None: not at all."""
-    then, now = active_part(layer, dense), active_part(layer, grad.detach())
+    then = active_part(layer, window.dense) if window.active is None else window.active
+    now = active_part(layer, grad.detach())
     return None if torch.equal(then, now) else ratio(then.norm(), now.norm())
 
 
