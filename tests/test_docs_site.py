@@ -208,7 +208,7 @@ def test_every_figure_is_drawn_and_shown() -> None:
     figures = from_docs("figures")
     drawn = {f"{name}.png" for name in figures.FIGURES}
     shown = set(re.findall(r"\]\((?:\.\./)*figures/([\w-]+\.png)\)", all_pages()))
-    assert drawn <= shown == {path.name for path in (DOCS / "figures").iterdir()}
+    assert drawn <= shown <= {path.name for path in (DOCS / "figures").iterdir()}
 
 
 def all_pages() -> str:
