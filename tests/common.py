@@ -71,11 +71,8 @@ DYNAMIC = [recipe for recipe in RECIPES if recipe.algo != "static"]
 # --- inner optimizers -----------------------------------------------------------------------------
 
 
-class MuonLike(Optimizer):
-    """Momentum made orthogonal: every entry of the update depends on every gradient."""
-
-    def __init__(self, params: Iterable[Any], lr: float = 0.05, weight_decay: float = 0.1):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+class OneByOne(Optimizer):
+    """Calls ``_one(p, group)`` for every parameter with a gradient."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -89,6 +86,13 @@ class MuonLike(Optimizer):
                     self._one(p, group)
         return loss
 
+
+class MuonLike(OneByOne):
+    """Momentum made orthogonal: every entry of the update depends on every gradient."""
+
+    def __init__(self, params: Iterable[Any], lr: float = 0.05, weight_decay: float = 0.1):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
     def _one(self, p: Tensor, group: dict[str, Any]) -> None:
         buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
         buffer.mul_(0.9).add_(p.grad)
@@ -99,25 +103,13 @@ class MuonLike(Optimizer):
         p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
-class ShampooLike(Optimizer):
+class ShampooLike(OneByOne):
     """Preconditions with matrices; those of a square weight have the weight's own shape."""
 
     def __init__(self, params: Iterable[Any], lr: float = 0.05):
         super().__init__(params, {"lr": lr})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._one(p, group["lr"])
-        return loss
-
-    def _one(self, p: Tensor, lr: float) -> None:
+    def _one(self, p: Tensor, group: dict[str, Any]) -> None:
         grad, state = p.grad.flatten(1) if p.ndim > 1 else p.grad.unsqueeze(0), self.state[p]
         if not state:
             state["left"] = torch.eye(grad.shape[0], dtype=p.dtype)
@@ -125,7 +117,7 @@ class ShampooLike(Optimizer):
         state["left"].add_(grad @ grad.T)
         state["right"].add_(grad.T @ grad)
         update = power(state["left"], -0.25) @ grad @ power(state["right"], -0.25)
-        p.sub_(update.view_as(p) + 1e-3, alpha=lr)
+        p.sub_(update.view_as(p) + 1e-3, alpha=group["lr"])
 
 
 def power(matrix: Tensor, exponent: float) -> Tensor:
