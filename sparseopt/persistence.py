@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from .evolution import Evolution
 from .gradients import Hooks
 from .layers import Layer, parameters
 from .shards import local, shard_like, whole
+from .storage.state import state_of
 
 __all__ = ["Persistence"]
 
@@ -43,9 +46,19 @@ class Persistence(Evolution):
     def _saved(self) -> dict[str, Any]:
         self._bind()
         self._write_back()
+        forgotten = self._algorithm.reset_state and self._run.steps > 0 and not self._inner.state
+        # ZeroRedundancyOptimizer keeps its state elsewhere
+        if forgotten and state_of(self._inner) is self._inner.state:
+            with self._empty_state():
+                return self._merged()
+        return self._merged()
+
+    def _merged(self) -> dict[str, Any]:
+        """The inner optimizer's state dict and what is ours, as they are now."""
         run = self._run.saved() | {
             "algo": self._algorithm.name,
             "sparsity": self._algorithm.sparsity,
+            checkpoint.STATELESS: self._run.probed and self._run.steps > 0,
         }
         plain = checkpoint.in_torch_layout(self._inner)
         plain["state"] = dict(plain["state"])
@@ -65,6 +78,8 @@ class Persistence(Evolution):
             checkpoint.refuse_lost_masks(saved, plain)
         self._inner.load_state_dict(plain.get(checkpoint.OWN_LAYOUT, plain))
         self._run.probed = False
+        if saved.run.get(checkpoint.STATELESS):
+            self._inner.state.clear()
         self._take_up(saved)
 
     @torch.no_grad()
@@ -110,6 +125,7 @@ class Persistence(Evolution):
         grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         return bool(grads) and not any(bool(whole(grad.ne(0).sum())) for grad in grads)
 
+    @torch.no_grad()
     def _probe(self) -> None:
         """Make the state that a distributed checkpoint looks for; not a step, so not counted.
 
@@ -121,8 +137,34 @@ class Persistence(Evolution):
         self._inner_step(None, [])
         for weight, value in zip(weights, values, strict=True):
             weight.copy_(value)
-        checkpoint.announce(self._inner, self._saved())
+        checkpoint.announce(self._inner, self._merged())
         self._run.probed = True
+
+    @contextmanager
+    def _empty_state(self) -> Iterator[None]:
+        """For as long as a state dict is made, state that has seen no gradient.
+
+        Distributed checkpoints load what the optimizer they load into has, and that has state.
+        """
+        groups = self._inner.param_groups
+        weights = [weight for _, _, weight in parameters(groups)]
+        rates = [group.get("lr") for group in groups]
+        grads = [weight.grad for weight in weights]
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
+        for group in groups:
+            group |= {"lr": 0.0 * group["lr"]} if "lr" in group else {}
+        try:
+            self._probe()
+        finally:
+            for weight, grad in zip(weights, grads, strict=True):
+                weight.grad = grad
+            for group, rate in zip(groups, rates, strict=True):
+                group |= {} if rate is None else {"lr": rate}
+        try:
+            yield
+        finally:
+            self._undo_probe()
 
     def _undo_probe(self) -> None:
         """Forget the state that a probe made, unless a checkpoint was loaded over it."""

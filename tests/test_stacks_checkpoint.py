@@ -118,6 +118,27 @@ def test_what_a_recipe_keeps_of_its_own_is_in_the_checkpoint(mode, algo, options
     assert_goes_on(one, other, 11)
 
 
+@every_mode
+@every_inner
+@pytest.mark.parametrize("zeroed", [False, True])
+@pytest.mark.stack("torch.distributed.checkpoint", "AC/DC right after it became dense")
+def test_a_run_that_has_just_forgotten_its_state_goes_on(mode, inner, zeroed, tmp_path):
+    """AC/DC, saved right after it became dense: with the gradients of that step, or without."""
+    one = made(inner, algo="acdc")
+    other = made(inner, seed=5, algo="acdc")
+    steps = one[1]._algorithm.density.events(40)[1]
+    train(*one, steps)
+    assert one[1].density == 1.0 and not one[1].inner.state
+    if zeroed:
+        one[1].zero_grad()
+    before = copy.deepcopy(one)
+    save(*one, tmp_path, mode)
+    assert_same(list(one[0].parameters()), list(before[0].parameters()))
+    assert [g["lr"] for g in one[1].param_groups] == [g["lr"] for g in before[1].param_groups]
+    load(*other, tmp_path, mode)
+    assert_goes_on(one, other, steps)
+
+
 @every_inner
 @both_storages
 @pytest.mark.stack("torch.distributed.checkpoint", "from one storage to the other")
