@@ -5,8 +5,8 @@
 The network of speed.py (25.2 M weights, 96 MB in float32), AdamW, RigL, S = 0.9. Each row comes
 from a process of its own, in which freed memory goes back to the system at once: the mark of its
 highest resident memory is reset, the work done, the mark read again. ``held`` is what the optimizer
-and its masks and indices hold between steps, gradients left out. Writes
-benchmarks/results/memory.json.
+and its masks and indices hold between steps, ``gradients`` what is held from backward to
+``zero_grad()`` besides. Writes benchmarks/results/memory.json.
 """
 
 from __future__ import annotations
@@ -61,10 +61,13 @@ def measure(storage: str) -> dict[str, float]:
 
     backward()
     optimizer.step()
-    backward()
-    result = {"step": peak_of(optimizer.step)}
-    gradients = 2 * sum(p.numel() for p in model.parameters()) * 4 / 2**20
-    result["held"] = resident("VmRSS") - start - gradients
+    optimizer.zero_grad()
+    result = {"held": resident("VmRSS") - start - sum(s.numel() for s in slopes) * 4 / 2**20}
+    result["backward"] = peak_of(backward)
+    result["step"] = peak_of(optimizer.step)
+    with_gradients = resident("VmRSS")
+    optimizer.zero_grad()
+    result["gradients"] = with_gradients - resident("VmRSS")
     if storage != "dense":
         optimizer.update_topology()  # at the end of the next step
         result["backward before an update"] = peak_of(backward)

@@ -201,6 +201,7 @@ def main() -> None:
         sparsities, scales = arguments.sparsity or [0.9], arguments.scale or [0.004, 0.04, 0.4, 4.0]
     suffix = ("-sizes" if arguments.sizes else "") + ("-cuda" if arguments.device == "cuda" else "")
     about = machine(arguments.device)
+    about["command"] = f"python speed.py --rounds {arguments.rounds}{' --sizes' * arguments.sizes}"
     for scale in scales:
         for optimizer in arguments.optimizer:
             for sparsity in sparsities:

@@ -87,14 +87,16 @@ def change(layer: Layer, masks: Sequence[Tensor], reset: bool) -> Change:
     survived = layer.mask & kept
     # pruned by the first stage and grown by the second: new, even though it was active before
     carried = survived if reset else layer.mask & settled
+    fresh = (~carried).logical_and_(active)
+    again = fresh if reset else (~kept).logical_and_(active)
     lasting = count(survived)
     return Change(
         layer=layer,
         mask=active,
-        fresh=(~carried).logical_and_(active),
+        fresh=fresh,
         dropped=layer.nnz - lasting,
         grown=count(active) - lasting,
-        regrown=count((~kept).logical_and_(active).logical_and_(layer.mask)),
+        regrown=count(again & layer.mask),
     )
 
 
