@@ -32,6 +32,8 @@ __all__ = [
     "whole",
 ]
 
+OLDEST_TORCH = (2, 11)  # DTensor has no masked_fill_ in 2.9, and has it in 2.11
+
 Part = TypeVar("Part")
 
 
@@ -142,9 +144,17 @@ def takes_shards(part: Part) -> Part:
 
 
 def refuse_placement(name: str, weight: Any) -> None:
-    """Raise TypeError for shards other than those of ``fully_shard`` on one dimension."""
+    """Raise TypeError for shards other than those of ``fully_shard`` on one dimension.
+
+    RuntimeError where this torch is too old to work with shards.
+    """
     if not is_sharded(weight):
         return
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        raise RuntimeError(
+            f"parameter {name!r} is sharded, which needs torch "
+            f"{'.'.join(map(str, OLDEST_TORCH))} or newer, not {torch.__version__}"
+        )
     mesh, places = placement(weight)
     plain = all(type(place).__name__ in ("Shard", "Replicate") for place in places)
     if mesh.ndim != 1 or not plain:

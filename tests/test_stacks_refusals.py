@@ -13,8 +13,17 @@ from torch.optim import SGD, AdamW
 from two_processes import caught, in_processes
 
 from sparseopt import SparseOptimizer
+from sparseopt.shards import refuse_placement
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+
+
+def test_shards_under_an_old_torch_are_refused_by_name(monkeypatch):
+    monkeypatch.setattr("sparseopt.shards.is_sharded", lambda tensor: True)
+    monkeypatch.setattr(torch, "__version__", "2.7.1+cpu")
+    with pytest.raises(RuntimeError, match=r"'fc' is sharded, which needs torch 2.11 or newer"):
+        refuse_placement("fc", torch.zeros(2, 2))
+
 
 # --- ZeroRedundancyOptimizer ----------------------------------------------------------------------
 
