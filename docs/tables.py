@@ -155,12 +155,13 @@ def shown(row: dict[str, Any], key: str) -> str:
 
 def sizes() -> str:
     rows = [
-        "| weights | optimizer | storage | step | total | update |",
-        "|---|---|---|---|---|---|",
+        "| weights | optimizer | storage | step | total | update | of SET |",
+        "|---|---|---|---|---|---|---|",
     ]
     rows += [
         f"| {row['parameters']:,} | {row['optimizer']} | {row['storage']} | "
-        f"{row['step']['ratio']:.2f} | {row['total']['ratio']:.2f} | {row['update']:.1f} |"
+        f"{row['step']['ratio']:.2f} | {row['total']['ratio']:.2f} | {row['update']:.1f} | "
+        f"{row['update_of_set']:.1f} |"
         for row in speed_rows("speed-sizes.json")
     ]
     return "\n".join(rows)
@@ -248,7 +249,8 @@ def cells_reproduced() -> str:
 def memory() -> str:
     """Megabytes held and needed at the peak, a row for each storage."""
     rows = json.loads((RESULTS / "memory.json").read_text())["megabytes"]
-    heads = ("held", "step", "backward before an update", "step with an update")
+    heads = ("held", "gradients", "backward", "step")
+    heads += ("backward before an update", "step with an update")
     lines = [f"| MB | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for name, row in rows.items():
         lines.append(f"| {name} | {' | '.join(str(row.get(head, '-')) for head in heads)} |")
@@ -313,6 +315,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "storage-step": storage("step"),
     "storage-total": storage("total"),
     "storage-update": storage("update"),
+    "storage-update-set": storage("update_of_set"),
     "storage-amortised": storage("amortised"),
     "storage-state": storage("state_bytes_per_weight"),
     "storage-sizes": sizes,
