@@ -1,49 +1,59 @@
-"""Whole training steps on active values against dense ones, on one CPU thread.
+"""Whole training steps on active values against dense ones, on the CPU.
 
-    python benchmarks/compute.py                 # about 15 minutes
-    python benchmarks/compute.py --convolutions  # what CSR products would do for these
-    python benchmarks/compute.py --rounds 5 --optimizer "SGD momentum" --batch 8 --sparsity 0.9
+    python benchmarks/compute.py                       # the MLP, one thread: half an hour
+    python benchmarks/compute.py --network block       # a transformer block
+    python benchmarks/compute.py --threads 2
+    python benchmarks/compute.py --batch 8 --sparsity 0.9 --seconds 120
+    python benchmarks/compute.py --figure              # draws what was measured
+    python benchmarks/compute.py --memory              # peak memory of a step
+    python benchmarks/compute.py --convolutions        # what CSR products would do for these
 
-A step is forward, backward and ``optimizer.step()`` of an MLP 784-1568-1568-1568-10. Dense torch,
-dense torch with its fused optimizer, sparselab (static topology, if installed) and sparseopt (RigL,
-an update every 100 steps) take turns in every round, so that all meet the same machine; ratios are
-taken within a round. Seconds are those of the processor, not of the clock: the machine may be busy
-with other work. The cost of an update (a step that ends in one, less a step without) is measured
-apart, and a hundredth of it is added to every sparse step. Writes benchmarks/results/compute.json
-and the tables of docs/sparse-compute.md.
+Rows that are in the data file already are not measured again (``--again`` does), so that a long
+list can be worked off in pieces. A step is forward, backward and ``optimizer.step()``. The MLP is
+784-1568-1568-1568-10; the block is self-attention with four projections 512 x 512 and a
+feed-forward part 512-2048-512, on sequences of 8 tokens: its batch counts tokens. Dense torch
+(default optimizer), dense torch with its fused optimizer, sparselab (static topology, if
+installed) and sparseopt (RigL, ``compute="auto"``) take turns in every round, so that all meet the
+same machine; ratios are taken within a round. Seconds are those of the processor on one thread
+(the machine may be busy with other work), of the clock on several. The cost of an update (a step
+that ends in one, less a step without) is measured apart, and a hundredth of it, for an update every
+100 steps, is added to every sparse step. Writes benchmarks/results/compute*.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from common import RESULTS, machine, ratio, save
+from memory import RETURN_MEMORY, peak_of
 from torch import nn
 from torch.nn import functional as F
 
 from sparseopt import SparseOptimizer
 
 SIZES = (784, 1568, 1568, 1568, 10)
+WIDTH, HIDDEN, HEADS, TOKENS = 512, 2048, 8, 8
 UPDATE_EVERY = 100
+SPARSITIES, BATCHES = (0.8, 0.9, 0.95, 0.97, 0.99), (8, 32, 128, 512)
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD momentum": lambda p, **more: torch.optim.SGD(p, lr=1e-3, momentum=0.9, **more),
     "AdamW": lambda p, **more: torch.optim.AdamW(p, lr=1e-4, **more),
 }
-PAGE = Path(__file__).parent.parent / "docs" / "sparse-compute.md"
-BEGIN, END = "<!-- begin: benchmarks/compute.py -->", "<!-- end: benchmarks/compute.py -->"
+Linear = Callable[[int, int], nn.Module]
 
 
-def mlp(linear: Callable[[int, int], nn.Module] = nn.Linear) -> nn.Sequential:
-    torch.manual_seed(0)
+def mlp(linear: Linear = nn.Linear) -> nn.Module:
     layers: list[nn.Module] = []
     for size, following in itertools.pairwise(SIZES):
         last = following == SIZES[-1]
@@ -51,92 +61,120 @@ def mlp(linear: Callable[[int, int], nn.Module] = nn.Linear) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+class Block(nn.Module):
+    """A transformer block, normalized first, and a head that adds up its outputs."""
+
+    def __init__(self, linear: Linear = nn.Linear) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.projections = nn.ModuleList([linear(WIDTH, WIDTH) for _ in range(4)])
+        self.wide, self.narrow = linear(WIDTH, HIDDEN), linear(HIDDEN, WIDTH)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        seen = self.first(tokens)
+        heads = [
+            each(seen).view(len(tokens), TOKENS, HEADS, -1).transpose(1, 2)
+            for each in self.projections[:3]
+        ]
+        mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(tokens.shape)
+        tokens = tokens + self.projections[3](mixed)
+        return tokens + self.narrow(F.gelu(self.wide(self.second(tokens))))
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "block": Block}
+
+
+def data_for(network: str, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    if network == "mlp":
+        return torch.randn(batch, SIZES[0]), torch.randint(0, SIZES[-1], (batch,))
+    tokens = torch.randn(max(1, batch // TOKENS), TOKENS, WIDTH)
+    return tokens, torch.randn_like(tokens)
+
+
 class Trained:
     """A network and its optimizer; one call is one training step."""
 
     def __init__(self, model: nn.Module, optimizer: Any) -> None:
         self.model, self.optimizer = model, optimizer
-        self.around: Any = contextlib.nullcontext
 
     def seconds(self, inputs: torch.Tensor, labels: torch.Tensor, steps: int = 1) -> float:
-        """Processor seconds of one step, the mean of a few where steps are short."""
-        with self.around():
+        """Seconds of one step, the mean of a few where steps are short."""
+        self.step(inputs, labels)
+        begin = now()
+        for _ in range(steps):
             self.step(inputs, labels)
-            begin = time.process_time()
-            for _ in range(steps):
-                self.step(inputs, labels)
-            return (time.process_time() - begin) / steps
+        return (now() - begin) / steps
 
     def step(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
         self.optimizer.zero_grad()
-        F.cross_entropy(self.model(inputs), labels).backward()
+        outputs = self.model(inputs)
+        loss = F.mse_loss if labels.is_floating_point() else F.cross_entropy
+        loss(outputs, labels).backward()
         self.optimizer.step()
 
 
-def dense(optimizer: str, **more: Any) -> Trained:
-    model = mlp()
+def now() -> float:
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def dense(network: str, optimizer: str, **more: Any) -> Trained:
+    torch.manual_seed(0)
+    model = NETWORKS[network]()
     return Trained(model, OPTIMIZERS[optimizer](model.parameters(), **more))
 
 
-def sparse(optimizer: str, sparsity: float, deferred: bool = False) -> Trained:
-    model = mlp()
+def sparse(network: str, optimizer: str, sparsity: float) -> Trained:
+    torch.manual_seed(0)
+    model = NETWORKS[network]()
     inner = OPTIMIZERS[optimizer](model.parameters())
     wrapped = SparseOptimizer(
         inner, "rigl", sparsity=sparsity, update_every=10**9, stop=1.0, model=model, compute="auto"
     )
-    made = Trained(model, wrapped)
-    if deferred:
-        made.around = wrapped.deferred_weights
-    return made
+    return Trained(model, wrapped)
 
 
-def peer(optimizer: str, sparsity: float) -> Trained | None:
-    """The same network on sparselab's kernels; as many active weights in every hidden layer."""
+def peer(network: str, optimizer: str, sparsity: float) -> Trained | None:
+    """The same network on sparselab's kernels; as many active weights in every layer."""
     try:
         import sparselab
     except ImportError:
         return None
-    model = mlp(lambda i, o: sparselab.SparseLinear(i, o, sparsity=sparsity))
+    # it keeps transposes by id(), which Python gives to the matrices of the next row again
+    sparselab.ops._clear_transpose_cache()
+    torch.manual_seed(0)
+    model = NETWORKS[network](lambda i, o: sparselab.SparseLinear(i, o, sparsity=sparsity))
     return Trained(model, OPTIMIZERS[optimizer](model.parameters()))
 
 
-def measure(optimizer: str, sparsity: float, batches: list[int], rounds: int) -> list[dict]:
+def measure(run: dict[str, Any], rounds: int) -> dict[str, Any]:
+    kind = run["network"], run["optimizer"]
     trained = {
-        "dense": dense(optimizer),
-        "fused": dense(optimizer, fused=True),
-        "sparse": sparse(optimizer, sparsity),
-        "deferred": sparse(optimizer, sparsity, deferred=True),
-        "sparselab": peer(optimizer, sparsity),
+        "dense": dense(*kind),
+        "fused": dense(*kind, fused=True),
+        "sparse": sparse(*kind, run["sparsity"]),
+        "sparselab": peer(*kind, run["sparsity"]),
     }
     present = {name: one for name, one in trained.items() if one is not None}
-    return [row(optimizer, sparsity, batch, present, rounds) for batch in batches]
-
-
-def row(
-    optimizer: str, sparsity: float, batch: int, trained: dict[str, Trained], rounds: int
-) -> dict[str, Any]:
-    torch.manual_seed(1)
-    inputs, labels = torch.randn(batch, SIZES[0]), torch.randint(0, SIZES[-1], (batch,))
-    seconds: dict[str, list[float]] = {name: [] for name in trained}
+    data = data_for(run["network"], run["batch"])
+    seconds: dict[str, list[float]] = {name: [] for name in present}
     for number in range(rounds + 1):
-        for name, one in trained.items():
-            spent = one.seconds(inputs, labels, max(2, 32 // batch))
+        for name, one in present.items():
+            spent = one.seconds(*data, max(2, 32 // run["batch"]))
             if number:  # the first round warms up and calibrates
                 seconds[name].append(spent)
-    update = update_seconds(trained["sparse"], inputs, labels, statistics.median(seconds["sparse"]))
-    for name in ("sparse", "deferred"):
-        seconds[name] = [one + update / UPDATE_EVERY for one in seconds[name]]
-    found = {
-        "optimizer": optimizer,
-        "sparsity": sparsity,
-        "batch": batch,
+    update = update_seconds(present["sparse"], *data, statistics.median(seconds["sparse"]))
+    step = statistics.median(seconds["sparse"])
+    seconds["sparse"] = [one + update / UPDATE_EVERY for one in seconds["sparse"]]
+    found = run | {
         "milliseconds": {n: round(statistics.median(t) * 1e3, 3) for n, t in seconds.items()},
         "update_milliseconds": round(update * 1e3, 2),
+        "step_without_updates": round(step * 1e3, 3),
         "speedup": {n: ratio(seconds["dense"], t) for n, t in seconds.items() if n != "dense"},
         "speedup_over_fused": ratio(seconds["fused"], seconds["sparse"]),
     }
     shown = {name: value["ratio"] for name, value in found["speedup"].items()}
-    print(optimizer, sparsity, batch, found["milliseconds"]["dense"], "ms", shown, flush=True)
+    print(*run.values(), found["milliseconds"]["dense"], "ms", shown, flush=True)
     return found
 
 
@@ -147,11 +185,44 @@ def update_seconds(
     spent = []
     for _ in range(repeats):
         one.optimizer.update_topology()  # asks for one at the end of the next step
-        begin = time.process_time()
+        begin = now()
         one.step(inputs, labels)
         one.step(inputs, labels)
-        spent.append(time.process_time() - begin - 2 * plain)
+        spent.append(now() - begin - 2 * plain)
     return max(0.0, statistics.median(spent))
+
+
+def peaks() -> None:
+    """Megabytes that training steps need beyond what is held before; processes of their own."""
+    rows = []
+    for sparsity, batch in itertools.product((0.9, 0.97), (8, 128)):
+        of = {}
+        for kind in ("dense", "fused", "sparse", "sparselab"):
+            command = [sys.executable, __file__, "--peak", kind]
+            command += ["--sparsity", str(sparsity), "--batch", str(batch)]
+            made = subprocess.run(
+                command, capture_output=True, text=True, check=True, env=os.environ | RETURN_MEMORY
+            )
+            of[kind] = json.loads(made.stdout)
+        rows.append({"sparsity": sparsity, "batch": batch, "megabytes": of})
+        print(rows[-1], flush=True)
+    save("compute-memory.json", {"machine": machine(), "rows": rows})
+
+
+def peak(kind: str, sparsity: float, batch: int) -> float | None:
+    made = {
+        "dense": lambda: dense("mlp", "AdamW"),
+        "fused": lambda: dense("mlp", "AdamW", fused=True),
+        "sparse": lambda: sparse("mlp", "AdamW", sparsity),
+        "sparselab": lambda: peer("mlp", "AdamW", sparsity),
+    }[kind]()
+    if made is None:
+        return None
+    data = data_for("mlp", batch)
+    for _ in range(3):
+        made.step(*data)
+    made.optimizer.zero_grad()
+    return round(peak_of(lambda: made.step(*data)), 1)
 
 
 CONVOLUTIONS = ((256, 64, 28, 1), (256, 256, 14, 1), (512, 256, 7, 1), (256, 256, 14, 3))
@@ -203,70 +274,96 @@ def convolution(
     return found
 
 
-def table(rows: list[dict[str, Any]], optimizer: str) -> str:
-    """Speed-ups of one optimizer as Markdown."""
-    names = [n for n in ("sparse", "deferred", "fused", "sparselab") if n in rows[0]["speedup"]]
-    titles = {
-        "sparse": 'compute="auto"', "deferred": "with deferred_weights()",
-        "fused": "dense, fused optimizer", "sparselab": "sparselab, static",
-    }  # fmt: skip
-    lines = [
-        "| batch | sparsity | dense step, ms | update, ms | "
-        + " | ".join(titles[n] for n in names)
-        + " |",
-        "|-" * (4 + len(names)) + "|",
-    ]
-    for one in rows:
-        if one["optimizer"] == optimizer:
-            ratios = " | ".join(f"{one['speedup'][name]['ratio']:.2f}×" for name in names)
-            spent = f"{one['milliseconds']['dense']:.1f} | {one['update_milliseconds']:.0f}"
-            lines.append(f"| {one['batch']} | {one['sparsity']} | {spent} | {ratios} |")
-    return "\n".join(lines)
+def file_of(network: str, threads: int) -> str:
+    parts = ["compute", "block" if network == "block" else "", "two" if threads > 1 else ""]
+    return "-".join(filter(None, parts)) + ".json"
 
 
-def write_page(content: dict[str, Any]) -> None:
-    """Put the tables between the marks of the page."""
-    parts = [
-        f"{optimizer}:\n\n{table(content['rows'], optimizer)}"
-        for optimizer in OPTIMIZERS
-        if any(one["optimizer"] == optimizer for one in content["rows"])
-    ]
-    where = content["machine"]
-    parts.append(
-        f"Made by `{where['command']}` at commit {where['commit']} with torch {where['torch']}, "
-        f"{where['threads']} thread, {where['processor']}, {where['date']}."
+def work_off(arguments: argparse.Namespace) -> None:
+    """Measure the rows that are asked for and not yet in the data file; save after each."""
+    name = file_of(arguments.network, arguments.threads)
+    path, begin = RESULTS / name, time.perf_counter()
+    rows = json.loads(path.read_text())["rows"] if path.exists() and not arguments.fresh else []
+    names = ("optimizer", "sparsity", "batch")
+    wanted = itertools.product(arguments.optimizer, arguments.sparsity, arguments.batch)
+    known = {tuple(row[n] for n in names): row for row in rows}
+    for one in wanted:
+        late = arguments.seconds and time.perf_counter() - begin > arguments.seconds
+        if late or (one in known and not arguments.again):
+            continue
+        run = {"network": arguments.network, "threads": arguments.threads}
+        known[one] = measure(run | dict(zip(names, one, strict=True)), arguments.rounds)
+        clock = "processor seconds" if arguments.threads == 1 else "seconds"
+        every = itertools.product(OPTIMIZERS, SPARSITIES, BATCHES)
+        found = [known[case] for case in every if case in known]
+        if not arguments.no_save:
+            save(name, {"machine": machine(), "clock": clock, "rows": found})
+
+
+def figure() -> None:
+    """Speed-up against sparsity, a panel for each batch size, into docs/figures."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = json.loads((RESULTS / "compute.json").read_text())["rows"]
+    rows = [row for row in rows if row["optimizer"] == "SGD momentum"]
+    batches = list(dict.fromkeys(row["batch"] for row in rows))
+    shown = {
+        "sparse": ("sparseopt, updates included", "#2166ac", "o-"),
+        "sparselab": ("sparselab, static", "#b2182b", "s--"),
+        "fused": ("dense, fused optimizer", "#4d4d4d", ":"),
+    }
+    made, axes = pyplot.subplots(
+        1, len(batches), figsize=(7.2, 3.0), sharey=True, layout="constrained", squeeze=False
     )
-    text = PAGE.read_text()
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    PAGE.write_text(head + BEGIN + "\n\n" + "\n\n".join(parts) + "\n\n" + END + tail)
+    for axis, batch in zip(axes[0], batches, strict=True):
+        for name, (label, colour, line) in shown.items():
+            points = [(r["sparsity"], r["speedup"][name]) for r in rows if r["batch"] == batch]
+            places = [str(sparsity) for sparsity, _ in points]
+            axis.plot(places, [v["ratio"] for _, v in points], line, color=colour, label=label)
+        axis.axhline(1, color="#d9d9d9", zorder=0)
+        axis.set(title=f"batch {batch}", xlabel="sparsity")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("times as fast as dense")
+    axes[0][0].legend(frameon=False, fontsize=7)
+    path = RESULTS.parents[1] / "docs" / "figures" / "sparse-compute.png"
+    made.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--network", choices=NETWORKS, default="mlp")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--sparsity", type=float, nargs="*", default=[0.8, 0.9, 0.95, 0.97, 0.99])
-    parser.add_argument("--batch", type=int, nargs="*", default=[8, 32, 128])
+    parser.add_argument("--sparsity", type=float, nargs="*", default=SPARSITIES)
+    parser.add_argument("--batch", type=int, nargs="*", default=BATCHES)
     parser.add_argument("--optimizer", nargs="*", default=list(OPTIMIZERS))
+    parser.add_argument("--seconds", type=float, help="start no row after so long")
+    parser.add_argument("--again", action="store_true", help="measure known rows too")
+    parser.add_argument("--fresh", action="store_true", help="forget the data file")
     parser.add_argument("--convolutions", action="store_true")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument(
+        "--figure", action="store_true", help="draw docs/figures/sparse-compute.png"
+    )
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--no-save", action="store_true")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
-    if arguments.convolutions:
+    if arguments.peak:
+        print(json.dumps(peak(arguments.peak, arguments.sparsity[0], arguments.batch[0])))
+    elif arguments.memory:
+        peaks()
+    elif arguments.figure:
+        figure()
+    elif arguments.convolutions:
         found = convolutions(arguments.rounds)
         save("compute-convolutions.json", {"machine": machine(), "rows": found})
-        return
-    rows = []
-    for optimizer in arguments.optimizer:
-        for sparsity in arguments.sparsity:
-            rows += measure(optimizer, sparsity, arguments.batch, arguments.rounds)
-    if arguments.no_save:
-        return
-    content = {"machine": machine(), "clock": "processor seconds", "rows": rows}
-    path = save("compute.json", content)
-    write_page(content)
-    print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
+    else:
+        work_off(arguments)
 
 
 if __name__ == "__main__":

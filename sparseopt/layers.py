@@ -66,7 +66,7 @@ class Layer:
     @property
     def numel(self) -> int:
         """Number of weights, active or not."""
-        return self.weight.numel()
+        return self.mask.numel()
 
     @property
     def density(self) -> float:

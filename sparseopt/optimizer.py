@@ -352,6 +352,13 @@ class SparseOptimizer(Persistence):
         for layer, weight in counterparts(self.layers, wrapped(model), mine):
             weight.masked_fill_(~shard_like(layer.mask, weight).to(weight.device), 0.0)
 
+    @property
+    def products(self) -> dict[str, str]:
+        """How each layer was multiplied in its last forward pass: "sparse", or "dense: why"."""
+        found = {} if self._engine is None else self._engine.products()
+        other = "not a plain nn.Linear" if self._engine is not None else "compute='dense'"
+        return {layer.name: found.get(layer.name, f"dense: {other}") for layer in self._layers}
+
     def dense_compute(self) -> dense_compute:
         """Multiply by dense weights from now on; in a ``with`` block, until its end.
 

@@ -499,18 +499,48 @@ def test_the_global_random_stream_is_not_used_by_calibration() -> None:
 # --- what it does not follow ----------------------------------------------------------------------
 
 
-def test_autocast_computes_densely_with_its_own_precision() -> None:
+def test_under_autocast_products_are_sparse_and_at_least_as_precise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     results = []
+    values = torch.linspace(-1, 1, 80, dtype=torch.float32).view(4, 20)
     for model, optimizer in pair():
         model.float()
-        for _ in range(5):
+        for backward_inside in (True, False, False, True, False):
             optimizer.zero_grad()
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                value = loss(model, torch.ones(4, 20, dtype=torch.float32))
-            value.float().backward()
+                value = loss(model, values)
+                if backward_inside:
+                    value.backward()
+            if not backward_inside:
+                value.backward()
             optimizer.step()
-        results.append(model)
-    torch.testing.assert_close(results[0][0].weight, results[1][0].weight)
+        exact = model(values).detach()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = model(values).detach()
+            sparse = computes_sparsely(model, values, monkeypatch)
+        assert outputs.dtype == torch.bfloat16
+        results.append((model, (outputs - exact).abs().max(), sparse))
+    assert [sparse for _, _, sparse in results] == [0, 2]
+    assert results[1][1] <= 2 * results[0][1]
+    for p, q in zip(results[0][0].parameters(), results[1][0].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0.02, atol=0.01)
+
+
+def test_what_is_multiplied_densely_says_why() -> None:
+    model = network()
+    optimizer = wrap(model, distribution="uniform")
+    model(torch.ones(2, 20))
+    assert set(optimizer.products.values()) == {"sparse"}
+    assert list(optimizer.products) == ["0.weight", "2.weight", "4.weight"]
+    torch.func.vmap(model)(torch.ones(2, 20))
+    assert optimizer.products["0.weight"] == "dense: inside torch.func"
+    model.bfloat16()
+    model(torch.ones(2, 20, dtype=torch.bfloat16))
+    assert optimizer.products["2.weight"] == "dense: weights are torch.bfloat16"
+    with optimizer.dense_compute():
+        assert set(optimizer.products.values()) == {"dense: switched off"}
+    assert wrap(network(), "dense").products["0.weight"] == "dense: compute='dense'"
 
 
 def test_torch_func_and_forward_mode_are_followed() -> None:

@@ -58,36 +58,49 @@ def never(layer: Layer, rows: int) -> bool:
     return False
 
 
-def pays(layer: Layer, structure: Structure, module: nn.Linear, values: Tensor) -> bool:
+def pays(
+    layer: Layer,
+    structure: Structure,
+    module: nn.Linear,
+    values: Tensor,
+    lower: torch.dtype | None = None,
+) -> bool:
     """Whether sparse products were measured to be faster, for such a layer and so many rows."""
     rows = values.numel() // values.shape[-1]
     about = 2 ** (rows - 1).bit_length()  # one measurement serves up to twice as many rows
-    dtype, threads = values.dtype, torch.get_num_threads()
+    dtype, threads = lower or values.dtype, torch.get_num_threads()
     training = torch.is_grad_enabled() and layer.weight.requires_grad
     case = (layer.shape, round(layer.density, 2), about, dtype, threads, training)
     if case not in MEASURED:
-        MEASURED[case] = measure(structure, module, values, training)
+        MEASURED[case] = measure(structure, module, values, training, dtype)
     sparse, dense = MEASURED[case]
     return sparse < GAIN * dense
 
 
 def measure(
-    structure: Structure, module: nn.Linear, values: Tensor, training: bool
+    structure: Structure, module: nn.Linear, values: Tensor, training: bool, dtype: torch.dtype
 ) -> tuple[float, float]:
-    """Seconds of the sparse and of the dense product, backward too in training; least of three."""
+    """Seconds of the sparse product, and of the dense one in the precision that it would have.
+
+    Backward too in training; the least of three.
+    """
     seconds: tuple[list[float], list[float]] = ([], [])
     with torch.set_grad_enabled(training):
         weight = module.weight.detach().requires_grad_(training)
         inputs = values.detach().requires_grad_(training)
         for _ in range(ROUNDS + 1):  # the first round warms up
             seconds[0].append(timed(lambda: sparse_product(inputs, weight, structure), weight))
-            seconds[1].append(timed(lambda: nn.functional.linear(inputs, weight), weight))
+            seconds[1].append(timed(lambda: dense_product(inputs, weight, dtype), weight))
     return min(seconds[0][1:]), min(seconds[1][1:])
 
 
 def sparse_product(inputs: Tensor, weight: Tensor, structure: Structure) -> Tensor:
-    structure.turned_at = -1  # in training, values are new in every step
+    structure.turned_at = None  # in training, values are new in every step
     return Product.apply(inputs, weight, None, structure, Watcher(), True)
+
+
+def dense_product(inputs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return nn.functional.linear(inputs.to(dtype), weight.to(dtype))
 
 
 def timed(product: Callable[[], Tensor], weight: Tensor) -> float:

@@ -122,13 +122,27 @@ class Engine(Watcher):
         self.storage.deferring.discard(layer.key)
         self.storage.write_back(layer)
 
+    def products(self) -> dict[str, str]:
+        """How the modules' layers were multiplied last, by name: sparsely, or why not."""
+        found = {}
+        for module, _, layer in self.pairs:
+            forward = module.__dict__.get("forward")
+            why = forward.obstacle if isinstance(forward, Forward) else "switched off"
+            found[layer.name] = "sparse" if why is None else f"dense: {why}"
+        return found
+
     def wants_dense(self) -> bool:
         """Whether the next update asks for the gradient of every weight."""
         hooks = self.hooks()
         return hooks is not None and hooks.collecting
 
-    def structure(self, layer: Layer, module: nn.Linear, values: Tensor) -> Structure | None:
-        """What to multiply by; None where the dense weight is the better or the only choice."""
+    def structure(
+        self, layer: Layer, module: nn.Linear, values: Tensor, lower: torch.dtype | None = None
+    ) -> Structure | None:
+        """What to multiply by; None where the dense weight is the better or the only choice.
+
+        ``lower`` is the precision that autocast would give the dense product.
+        """
         if self.choose is not None and not self.choose(layer, values.numel() // values.shape[-1]):
             return None
         packed = self.storage.current(layer)
@@ -137,7 +151,7 @@ class Engine(Watcher):
         structure = self.structures.get(layer.key)
         if structure is None or structure.packed is not packed:
             structure = self.structures[layer.key] = Structure(packed, layer.weight)
-        if self.choose is None and not pays(layer, structure, module, values):
+        if self.choose is None and not pays(layer, structure, module, values, lower):
             return None
         if layer.key not in self.traced:
             self.storage.deferring.add(layer.key)

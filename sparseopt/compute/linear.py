@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layer
+from ..storage.deferred import stamp, untouched
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -47,11 +48,14 @@ class Product(torch.autograd.Function):
         columns = feature_major(inputs)
         ctx.structure, ctx.engine = structure, engine
         ctx.save_for_backward(inputs, weight, columns)  # backward refuses a weight changed since
-        outputs = structure.forward(columns, bias).t()
-        return (outputs if stay else outputs.contiguous()).view(*inputs.shape[:-1], -1)
+        outputs = as_given(structure.forward(columns, bias), inputs)
+        return outputs if stay else outputs.contiguous()
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return Product.backward(ctx, slopes)
         inputs, weight, columns = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: by operators that can be derived again
             return dense_gradients(inputs, weight, slopes, ctx.needs_input_grad)
@@ -59,7 +63,7 @@ class Product(torch.autograd.Function):
         turned = feature_major(slopes)
         of_inputs = of_weight = of_bias = None
         if needs[0]:
-            of_inputs = ctx.structure.backward(turned, weight._version).t().view(inputs.shape)
+            of_inputs = as_given(ctx.structure.backward(turned, stamp(weight)), inputs)
         if needs[1]:
             if ctx.engine.wants_dense():
                 of_weight = turned @ columns.t()
@@ -72,7 +76,14 @@ class Product(torch.autograd.Function):
 
 def feature_major(values: Tensor) -> Tensor:
     """Features in rows, all leading dimensions in columns; contiguous."""
-    return values.reshape(-1, values.shape[-1]).t().contiguous()
+    rows = values if values.ndim == 2 else values.reshape(-1, values.shape[-1])
+    return rows.t().contiguous()
+
+
+def as_given(columns: Tensor, like: Tensor) -> Tensor:
+    """The inverse: features last, with the leading dimensions of ``like``."""
+    rows = columns.t()
+    return rows if like.ndim == 2 else rows.view(*like.shape[:-1], -1)
 
 
 def dense_gradients(
@@ -98,6 +109,7 @@ class Forward:
         self.module = weakref.ref(module)
         self.engine = weakref.ref(engine)
         self.layer = layer
+        self.obstacle: str | None = "no forward pass yet"
 
     @torch.compiler.disable
     def __call__(self, input: Tensor) -> Tensor:
@@ -105,13 +117,33 @@ class Forward:
         assert module is not None  # its own forward is being called
         if engine is None or module.weight is not self.layer.weight:
             return nn.Linear.forward(module, input)
-        suitable = suits(module, input)
-        structure = engine.structure(self.layer, module, input) if suitable else None
+        self.obstacle = obstacle(module, input)
+        if self.obstacle is None:
+            if torch.is_autocast_enabled("cpu") and input.dtype != torch.float64:
+                outputs = self._under_autocast(module, engine, input)
+            else:
+                outputs = self._product(module, engine, input)
+            if outputs is not None:
+                return outputs
+        engine.settle(self.layer)
+        return nn.Linear.forward(module, input)
+
+    def _product(
+        self, module: nn.Linear, engine: Engine, input: Tensor, lower: torch.dtype | None = None
+    ) -> Tensor | None:
+        structure = engine.structure(self.layer, module, input, lower)
         if structure is None:
-            engine.settle(self.layer)
-            return nn.Linear.forward(module, input)
+            self.obstacle = "dense products were chosen, or inactive weights are not zero"
+            return None
         stay = self._goes_to_sparse() and not module._forward_hooks
         return Product.apply(input, module.weight, module.bias, structure, engine, stay)
+
+    def _under_autocast(self, module: nn.Linear, engine: Engine, input: Tensor) -> Tensor | None:
+        """In float32, for which there are sparse products; the result has autocast's precision."""
+        lower = torch.get_autocast_dtype("cpu")
+        with torch.autocast("cpu", enabled=False):
+            outputs = self._product(module, engine, input.float(), lower)
+        return None if outputs is None else outputs.to(lower)
 
     def _goes_to_sparse(self) -> bool:
         """Whether a sparse product reads the output next, feature-major as it is made."""
@@ -131,22 +163,33 @@ def original_forward(module: Any) -> Callable[[Tensor], Tensor]:
     return types.MethodType(type(module).forward, module)
 
 
-def suits(module: nn.Linear, values: Any) -> bool:
-    """Whether these inputs can be multiplied by active values with the same result."""
+def obstacle(module: nn.Linear, values: Any) -> str | None:
+    """Why these inputs cannot be multiplied by active values with the same result."""
+    if type(values) is not Tensor:
+        return f"inputs are {type(values).__name__}"
+    if torch.jit.is_tracing():  # before anything is asked that a trace would record
+        return "traced"
+    if transformed():
+        return "inside torch.func"
     weight, bias = module.weight, module.bias
-    return (
-        type(values) is Tensor
-        and not torch.jit.is_tracing()
-        and values.dtype == weight.dtype
-        and values.dtype in (torch.float32, torch.float64)
-        and values.device.type == weight.device.type == "cpu"
-        and values.dim() > 0
-        and values.shape[-1] == weight.shape[1]
-        and values.numel() > 0
-        and (bias is None or bias.dtype == weight.dtype)
-        and not torch.is_autocast_enabled("cpu")
-        and not transformed()
-    )
+    with untouched():  # asks for no values
+        dtype, here = weight.dtype, weight.is_cpu
+        fits = values.dim() > 0 and values.shape[-1] == weight.shape[1] and values.numel() > 0
+    if not (here and values.is_cpu):
+        return "not on the CPU"
+    if not (fits and (bias is None or bias.dtype == dtype)):
+        return "inputs are empty, or do not fit"
+    if dtype != values.dtype and not casts(dtype, values.dtype):
+        return f"inputs are {values.dtype}, weights {dtype}"
+    if dtype not in (torch.float32, torch.float64):
+        return f"weights are {dtype}"
+    return None
+
+
+def casts(dtype: torch.dtype, given: torch.dtype) -> bool:
+    """Whether autocast brings inputs to the precision in which weights are multiplied."""
+    half = given in (torch.bfloat16, torch.float16)
+    return half and dtype == torch.float32 and torch.is_autocast_enabled("cpu")
 
 
 def following(model: nn.Module) -> dict[int, nn.Linear]:
@@ -174,5 +217,4 @@ ENTRYWISE = (
 
 def transformed() -> bool:
     """Whether we run inside ``torch.func`` (vmap, grad, jvp), which the product cannot follow."""
-    inside = getattr(torch._C._functorch, "peek_interpreter_stack", None)
-    return inside is not None and inside() is not None
+    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..storage.active_gradient import ActiveGradient, Held
 from ..storage.compact import Packed
+from ..storage.deferred import untouched
 
 __all__ = ["Structure"]
 
@@ -80,7 +81,7 @@ class Structure:
         self.matrix = Matrix(starts, columns, packed.values.detach(), self.shape)
         self.turned: Matrix | None = None
         self.order: Tensor | None = None
-        self.turned_at = -1
+        self.turned_at: tuple[int, int] | None = None
         self.sampled: Tensor | None = None
         self.given: weakref.ref[Held] | None = None
 
@@ -88,7 +89,7 @@ class Structure:
         """``W x + b``; inputs (inputs, samples), result (outputs, samples)."""
         return self.matrix.product(inputs, bias)
 
-    def backward(self, slopes: Tensor, version: int) -> Tensor:
+    def backward(self, slopes: Tensor, version: tuple[int, int]) -> Tensor:
         """``W' g``: the gradient of the inputs. ``version`` tells when the weights changed."""
         if self.turned is None or self.order is None:
             self.turned, self.order = self._transpose()
@@ -101,9 +102,11 @@ class Structure:
         """``g x'`` at the active places only."""
         into = self._buffer()
         one, other = in_eights(slopes), in_eights(inputs)
-        into.values().zero_()  # beta=0 multiplies what is there, and 0 * NaN is not 0
+        values = into.values()
+        values.zero_()  # beta=0 multiplies what is there, and 0 * NaN is not 0
         torch.sparse.sampled_addmm(into, one, other.t(), beta=0.0, out=into)
-        made = ActiveGradient(into.values(), self.packed.index, weight)
+        with untouched():  # asks for the shape only
+            made = ActiveGradient(values, self.packed.index, weight)
         self.given = weakref.ref(made.held)
         return made
 

@@ -19,7 +19,7 @@ from ..layers import Layer
 from ..positions import compress, count, positions
 from ..update import Change
 from .active_gradient import active_values
-from .deferred import Deferred, defer, settle, stamp
+from .deferred import Deferred, defer, settle, stamp, untouched
 from .masked import Masked
 from .state import mean_of, runs_more
 from .zeroing import INTEGERS, flat, memory_order
@@ -84,6 +84,10 @@ class Compact(Masked):
     def begin(self, layers: Sequence[Layer]) -> None:
         """Gather active values and gradients, and let the inner optimizer see them."""
         self.turn += 1
+        with untouched():  # what is not known to be current is written before it is read
+            self._begin(layers)
+
+    def _begin(self, layers: Sequence[Layer]) -> None:
         for layer in layers:
             if not self.is_clean(layer):
                 self.mask_weights(layer)
@@ -101,7 +105,8 @@ class Compact(Masked):
                 self._stretch(layer, packed.values, packed.values.grad, pick)
 
     def _enter(self, layer: Layer, packed: Packed) -> None:
-        weight, grad = layer.weight, layer.weight.grad
+        weight = layer.weight
+        grad = weight.grad
         if grad is not None:
             if packed.seen != stamp(weight):
                 self.write_back(layer)
@@ -128,6 +133,10 @@ class Compact(Masked):
 
     @torch.no_grad()
     def leave(self) -> None:
+        with untouched():
+            self._leave()
+
+    def _leave(self) -> None:
         for layer in self.inside:
             packed = self.packed[layer.key]
             self._swap(layer, packed.values, layer.weight)
@@ -149,8 +158,9 @@ class Compact(Masked):
     def _swap(self, layer: Layer, old: Tensor, new: Tensor) -> None:
         """Put one tensor in the place of another, in the group and as the owner of the state."""
         self.group(layer)["params"][layer.key[1]] = new
-        if old in self.inner.state:
-            self.inner.state[new] = self.inner.state.pop(old)
+        state = self.inner.state.pop(old, None)
+        if state is not None:
+            self.inner.state[new] = state
 
     @staticmethod
     def _picker(layer: Layer, packed: Packed) -> Callable[[Tensor], Tensor]:
@@ -158,7 +168,6 @@ class Compact(Masked):
 
     # --- between steps ----------------------------------------------------------------------------
 
-    @torch.no_grad()
     def current(self, layer: Layer) -> Packed | None:
         """The layer's active values, as the weight has them now.
 
@@ -167,6 +176,13 @@ class Compact(Masked):
             written from elsewhere and are not zero.
         """
         packed, weight = self.packed.get(layer.key), layer.weight
+        if packed is not None and isinstance(weight, Deferred) and packed.seen == stamp(weight):
+            return packed  # nobody has read it since the step
+        return self._reread(layer, packed)
+
+    @torch.no_grad()
+    def _reread(self, layer: Layer, packed: Packed | None) -> Packed | None:
+        weight = layer.weight
         if packed is None or packed.values.dtype != weight.dtype or not weight.is_contiguous():
             return None
         if packed.agrees(weight):
@@ -189,6 +205,8 @@ class Compact(Masked):
         """
         packed = self.packed.get(layer.key)
         if packed is not None and packed.seen is not None:
+            if isinstance(layer.weight, Deferred):
+                return packed.seen == stamp(layer.weight)
             known = self.clean_at.get(layer.key) == stamp(layer.weight)
             return known and packed.agrees(layer.weight)
         return super().is_clean(layer)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["Deferred", "can_defer", "defer", "settle", "stamp"]
+__all__ = ["Deferred", "can_defer", "defer", "settle", "stamp", "untouched"]
 
 untouched = torch._C.DisableTorchFunctionSubclass
 lock = getattr(torch._C, "_set_storage_data_ptr_access_error_msg", None)
@@ -77,7 +77,7 @@ HARMLESS = {
 
 def can_defer(weight: Tensor) -> bool:
     """Whether nobody but the parameter holds its memory, and this torch can lock it."""
-    if type(weight) is not nn.Parameter or weight.device.type != "cpu":
+    if type(weight) is not nn.Parameter or not (weight.is_cpu and weight.is_contiguous()):
         return False
     if lock is None or unlock is None or holders is None:
         return False
