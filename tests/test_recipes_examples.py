@@ -602,7 +602,7 @@ def test_the_corruptions_are_those_of_the_paper(example, name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_full_network_trains(example, name, tmp_path):
-    command = small(name, tmp_path, "--robustness", "none", epochs=1, batch_size=16,
+    command = small(name, tmp_path, "--robustness", "none", epochs=1, batch_size=8,
                     update_every=1, algo="set")  # fmt: skip
     command.remove("--tiny")
     assert example.run.main(command)["row"]["sparsity"] == pytest.approx(0.5, abs=0.001)
