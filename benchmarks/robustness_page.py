@@ -33,9 +33,10 @@ HEAD = """# Tables 8 to 12: robustness, measured here
 The paper trains on CIFAR, ImageNet, UCF101 and Pascal VOC with GPUs. Here the same questions are
 put to data and networks that one processor can train in hours, with the paper's row beside ours.
 Levels are not comparable, since data and networks differ; the direction and size of differences
-are. Percentages are mean ± standard deviation over seeds. A difference counts as shown when
-Welch's t-test, two-sided, gives p < 0.05; with three seeds only differences of about three standard
-deviations do. Several comparisons on one page also mean that one in twenty is shown by chance.
+are. Percentages are mean ± standard deviation over seeds. A difference counts as shown when a
+two-sided t-test, Welch's for Table 8 and paired by seed elsewhere, gives p < 0.05; with three seeds
+only differences of about three standard deviations do. Several comparisons on one page also mean
+that one in twenty is shown by chance.
 """
 
 PAPER_TABLE_8 = {
