@@ -120,13 +120,13 @@ def density(optimizer: torch.optim.Optimizer) -> float:
     return round(optimizer.density, 6) if isinstance(optimizer, SparseOptimizer) else 1.0
 
 
-def measure(run: dict[str, Any]) -> dict[str, Any]:
+def measure(run: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
     model, taken = train(run, fashion.images())
     reports = {name: fashion.result(fashion.robustness(model, name)) for name in fashion.SETS}
     print(run["method"], run["sparsity"], run["seed"], taken, {
         name: report["robustness"] for name, report in reports.items()
     }, "clean", reports["weiss"]["clean"], flush=True)  # fmt: skip
-    return {**taken, **reports, "machine": machine()}
+    return {**taken, **reports, "machine": here}
 
 
 def main() -> None:
@@ -143,7 +143,8 @@ def main() -> None:
     if options.smoke:
         options.data = options.data.with_name("table8-smoke.jsonl")
         todo = runs([0], options.methods, 2, 128, (784, 784, 784, 10))
-    work_off(todo, measure, options.data)
+    here = machine()  # as the code was read, not as it is hours later
+    work_off(todo, lambda run: measure(run, here), options.data)
 
 
 if __name__ == "__main__":
