@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from common import assert_same, mlp
+from common import mlp
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -156,8 +156,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mest_g": {"algo": "mest_g"},
     "granet_r": {"algo": "granet_r"},
     "gmp": {"algo": "gmp"},
-    "acdc": {"algo": "acdc", "warmup": 5, "sparse": 2, "dense": 1, "final_dense_start": 7,
-             "final_sparse_start": 8},
+    "acdc": {
+        "algo": "acdc",
+        "warmup": 5,
+        "sparse": 2,
+        "dense": 1,
+        "final_dense_start": 7,
+        "final_sparse_start": 8,
+    },
     "srigl": {"algo": "srigl"},
     "nm": {"algo": "nm", "sparsity": 0.75},
     "magnitude at the start": {"algo": "rigl", "topology": "magnitude"},
@@ -209,6 +215,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return in_processes(all_work, tmp_path_factory.mktemp("shards"), world=3)
 
 
+@pytest.mark.stack("FSDP2", "exact choices, three processes")
 def test_selections_from_shards_are_those_from_the_whole(ranks):
     for of_rank in ranks:
         assert of_rank["compare_selections"] == []
@@ -220,3 +227,60 @@ def test_every_process_refuses_what_one_of_them_cannot_rank(ranks):
         assert "score holds 1 NaN" in nan
         assert "k=3 must be between 0 and 2" in few and "k=13 must be between 0 and 12" in many
         assert "k=2 must be between 0 and 1" in chosen
+
+
+def bytes_of(ranks: list[dict[str, Any]], name: str, when: str, what: str) -> tuple[int, int]:
+    """Of the narrow network and of the wide one, the most of any process."""
+    narrow, wide = zip(*(of_rank["meter_all"][name] for of_rank in ranks), strict=True)
+    return tuple(max(one[when][what] for one in of) for of in (narrow, wide))
+
+
+WEIGHTS = sum(a * b for a, b in zip(WIDE, WIDE[1:], strict=False))
+WHOLE = 5 * WEIGHTS  # bytes of the weights in float32 and of the masks
+CHOSEN = [name for name in RECIPES if name not in ("snfs", "cht", "chts")]
+
+
+@pytest.mark.stack("FSDP2", "traffic and memory of an update")
+@pytest.mark.parametrize("name", CHOSEN)
+def test_what_an_update_sends_does_not_grow_with_the_layers(name, ranks):
+    narrow, wide = bytes_of(ranks, name, "update", "received")
+    assert 0 < wide <= 1.1 * narrow and wide < WHOLE / 8
+
+
+@pytest.mark.stack("FSDP2", "traffic and memory of an update")
+@pytest.mark.parametrize("name", CHOSEN)
+def test_no_process_holds_whole_layers_at_an_update(name, ranks):
+    """The peak is that of a third of the rows; whole layers would take three times as much."""
+    _, wide = bytes_of(ranks, name, "update", "peak")
+    rows = 9 * WEIGHTS / 3  # weights, masks and gradients, in bytes
+    assert wide < rows * (3.5 if name in ("over all layers", "srigl", "nm") else 2.5)
+
+
+@pytest.mark.stack("FSDP2", "traffic and memory of an update")
+def test_momentum_is_shared_out_by_the_active_values_alone(ranks):
+    _, wide = bytes_of(ranks, "snfs", "update", "received")
+    _, others = bytes_of(ranks, "rigl", "update", "received")
+    assert wide - others <= 1.2 * 4 * WEIGHTS / 10, "four bytes for each of the active tenth"
+
+
+@pytest.mark.stack("FSDP2", "traffic and memory of an update")
+def test_link_prediction_brings_masks_together_and_no_weights(ranks):
+    _, wide = bytes_of(ranks, "cht", "update", "received")
+    assert wide < 2.5 * WEIGHTS, "a byte for each place, of the masks and of the candidates"
+
+
+@pytest.mark.stack("FSDP2", "traffic and memory of an update")
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_topology_to_start_from_is_made_in_shards(name, ranks):
+    narrow, wide = bytes_of(ranks, name, "start", "received")
+    assert wide <= narrow + 64
+    if name != "magnitude at the start":
+        assert wide < 1000
+
+
+@pytest.mark.stack("FSDP2", "nothing sent in ordinary steps")
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_step_without_an_update_sends_nothing(name, ranks):
+    _, wide = bytes_of(ranks, name, "step", "received")
+    layers = len(WIDE) - 1
+    assert wide == (3 * 8 * layers if name == "snfs" else 0)
