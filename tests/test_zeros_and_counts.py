@@ -90,7 +90,8 @@ def test_every_torch_optimizer_is_on_the_list():
         kind for kind in vars(torch.optim).values()
         if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
     }  # fmt: skip
-    tried = {type(inner.make([nn.Parameter(torch.ones(2, 2))])) for inner in TORCH_INNERS}
+    there = [one for one in TORCH_INNERS if one.name != "muon" or hasattr(torch.optim, "Muon")]
+    tried = {type(inner.make([nn.Parameter(torch.ones(2, 2))])) for inner in there}
     assert known - tried == {torch.optim.SparseAdam}
 
 
