@@ -25,7 +25,6 @@ import argparse
 import math
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +104,12 @@ def train(run: dict[str, Any], images: dict[str, Tensor]) -> tuple[nn.Module, di
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * run["epochs"])
     loss_of = nn.CrossEntropyLoss()
     begin = time.perf_counter()
-    with getattr(optimizer, "deferred_weights", nullcontext)():
-        for _ in range(run["epochs"]):
-            for index in torch.randperm(count)[: steps * batch].view(-1, batch):
-                optimizer.zero_grad()
-                loss_of(model(images["train"][index]), images["train_labels"][index]).backward()
-                optimizer.step()
-                schedule.step()
+    for _ in range(run["epochs"]):
+        for index in torch.randperm(count)[: steps * batch].view(-1, batch):
+            optimizer.zero_grad()
+            loss_of(model(images["train"][index]), images["train_labels"][index]).backward()
+            optimizer.step()
+            schedule.step()
     seconds = time.perf_counter() - begin
     return model, {"seconds": round(seconds), "density": density(optimizer)}
 
