@@ -24,7 +24,7 @@ def heat_map(
     if ax is None:
         ax = pyplot.subplots(figsize=(0.55 * len(table) + 2, 0.45 * len(values) + 2))[1]
     image = ax.imshow(values, aspect="auto", **_colors(values, baseline is not None))
-    _label(ax, report, values)
+    _label(ax, report, values, image)
     title = report.metric if baseline is None else f"relative gain in {report.metric}"
     ax.figure.colorbar(image, ax=ax, label=f"{title} (%)")
     return ax
@@ -38,10 +38,13 @@ def _colors(values: Any, signed: bool) -> dict[str, Any]:
     return {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}
 
 
-def _label(ax: Any, report: RobustnessReport, values: Any) -> None:
+def _label(ax: Any, report: RobustnessReport, values: Any, image: Any) -> None:
     ax.set_xticks(range(len(report.corruptions)), report.corruptions, rotation=60, ha="right")
     ax.set_yticks(range(len(report.severities)), [str(level) for level in report.severities])
     ax.set_ylabel("severity")
     ax.set_title(report.dataset)
     for (row, column), value in np.ndenumerate(values):
-        ax.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7)
+        # The weights of the luminance of ITU-R BT.709; below one half a color is dark.
+        luminance = np.dot(image.cmap(image.norm(value))[:3], (0.2126, 0.7152, 0.0722))
+        color = "white" if luminance < 0.5 and np.isfinite(value) else "black"
+        ax.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=color)
