@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,34 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from two_processes import caught, in_processes
 
-from sparseopt import SparseOptimizer
+from sparseopt import Algorithm, SparseOptimizer
+from sparseopt.schedules import Constant
+from sparseopt.scores import score
+from sparseopt.update import exchange
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 stack = pytest.mark.stack
 
 STEPS = 13
+
+
+@score()
+def by_rows(layer: Any, context: Any) -> torch.Tensor:
+    """A score of a user's own, which no part of a layer can tell: places in the smallest rows."""
+    return -layer.weight.detach().abs().sum(1, keepdim=True).expand(layer.shape).contiguous()
+
+
+def half(layer: Any, mask: torch.Tensor, fraction: float, rounding: str) -> int:
+    """A user's own number to drop, which counts by hand."""
+    return int(mask.sum()) // 2
+
+
+def own_exchange(*args: Any) -> Any:
+    """A user's own way to exchange weights: nothing is known of what it looks at."""
+    return exchange(*args)
+
+
+OWN = Algorithm(0.5, drop_fraction=Constant(0.3), grow=by_rows, drop_count=half)
 # 7 rows over two ranks are uneven; 1 row leaves the second rank with nothing
 SHAPES = (6, 7, 8, 5)
 CASES: dict[str, dict[str, Any]] = {
@@ -31,6 +54,15 @@ CASES: dict[str, dict[str, Any]] = {
     "mean": {"algo": "rigl", "options": {"grown_state": "mean"}},
     "per_element_step": {"algo": "rigl", "options": {"grown_state": "per_element_step"}},
     "magnitude": {"algo": "set", "options": {"topology": "magnitude"}},
+    "signed": {"algo": "set", "options": {"signed": True}},
+    "set-global": {"algo": "set", "options": {"scope": "global", "regrow_same": "forbid"}},
+    "mest-global": {"algo": "mest_g", "options": {"scope": "global"}},
+    "uniform": {"algo": "granet_g", "options": {"distribution": "uniform"}},
+    "chains": {"algo": "cht", "options": {"chains": [["0.weight", "2.weight", "4.weight"]],
+                                          "grow": "gradient", "soft_drop": True}},
+    "constant_fan_in": {"algo": "srigl", "options": {"topology": "constant_fan_in"}},
+    "own": {"algo": OWN},
+    "own-exchange": {"algo": dataclasses.replace(OWN, exchange=own_exchange)},
     "clip": {"algo": "rigl", "clip": 0.05},
     "accumulation": {"algo": "rigl", "parts": 2},
     "swapped": {"algo": "rigl", "swapped": True},
@@ -41,6 +73,10 @@ FEATURES = {
     "mean": "mean state for grown weights",
     "per_element_step": "a clock for every weight",
     "magnitude": "topology by magnitude",
+    "set-global": "global scope",
+    "mest-global": "global scope",
+    "own": "scores and counts of one's own",
+    "own-exchange": "an exchange of one's own",
     "clip": "clipping",
     "accumulation": "accumulation",
     "swapped": "parameters swapped after wrapping",
