@@ -119,6 +119,7 @@ def test_the_page_of_every_recipe_has_the_numbers_of_the_optimizer(
 def test_every_storage_and_compute_is_reported_and_goes_on_as_if_not(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
+    pytest.importorskip("fvcore")
     runs = []
     for reported in (True, False):
         model = mlp(sizes=(16, 32, 5), dtype=torch.float32)
