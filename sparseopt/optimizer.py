@@ -206,6 +206,7 @@ class SparseOptimizer(Persistence):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters, and what was collected of them."""
+        self._bind()  # parameters replaced since then have their gradients masked from here on
         self._hooks.forget()
         self._inner.zero_grad(set_to_none)
 

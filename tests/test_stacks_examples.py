@@ -144,7 +144,8 @@ def test_an_example_says_how_to_run_it_and_marks_its_new_line(name):
 
 def test_the_page_names_examples_and_tests_that_exist(root):
     page = (root / "docs" / "stacks.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("|")][2:]
+    table = page.split("<!-- table: stacks -->")[1].split("<!-- end -->")[0]
+    rows = table.strip().splitlines()[2:]
     for row in rows:
         *_, examples, tests, _ = (re.findall(r"`([\w.]+)`", cell) for cell in row.split("|"))
         assert all((root / "tests" / test).exists() for test in tests), row
