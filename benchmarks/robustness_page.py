@@ -163,7 +163,7 @@ def summary(lines: Sequence[Line]) -> str:
         )
         sentences.append(
             f"- **{COLUMNS[column]}**: {above} of {len(sparse)} sparse networks are above the "
-            f"dense one, {shown} of them beyond chance; {below} are below it beyond chance."
+            f"dense one ({shown} beyond chance); beyond chance below it: {below}."
         )
     return "\n".join(["The paper's claim, that all of them are above:\n", *sentences, ""])
 
