@@ -223,6 +223,9 @@ def figure_gains(lines: Sequence[Line], methods: Sequence[str], path: Path) -> N
     largest = max(max(abs(limit) for limit in one.get_clim()) for one in maps)
     for one in maps:
         one.set_clim(-largest, largest)  # one scale for all
+        for text in one.axes.texts:
+            dark = abs(float(text.get_text())) > 0.6 * largest
+            text.set_color("white" if dark else "black")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
