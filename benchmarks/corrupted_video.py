@@ -32,7 +32,7 @@ import fashion
 import stand_ins
 import torch
 from common import RESULTS, machine
-from runner import work_off
+from runner import seed_by_seed, work_off
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from training import Batches, fit, sparse
@@ -140,11 +140,7 @@ def stand_in(smoke: bool = False) -> Task:
 
 def runs(sparsity: float = 0.5, seeds: tuple[int, ...] = SEEDS) -> list[dict[str, Any]]:
     cells = (("dense", 0.0), ("set", sparsity), ("rigl", sparsity))
-    return [
-        {"method": method, "sparsity": zeros, "seed": seed}
-        for seed in seeds
-        for method, zeros in cells
-    ]
+    return seed_by_seed(cells, seeds)
 
 
 def main() -> None:

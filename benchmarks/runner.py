@@ -16,6 +16,16 @@ from pathlib import Path
 from typing import Any
 
 
+def seed_by_seed(cells: Iterable[tuple[str, float]], seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """Every (method, sparsity) once per seed: a list that stops early still compares them all."""
+    cells = tuple(cells)
+    return [
+        {"method": method, "sparsity": sparsity, "seed": seed}
+        for seed in seeds
+        for method, sparsity in cells
+    ]
+
+
 def identity(run: dict[str, Any]) -> str:
     return json.dumps(run, sort_keys=True)
 

@@ -35,7 +35,7 @@ import fashion
 import stand_ins
 import torch
 from common import RESULTS, machine
-from runner import work_off
+from runner import seed_by_seed, work_off
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
@@ -205,11 +205,7 @@ def stand_in(smoke: bool = False) -> Task:
 
 
 def runs(seeds: tuple[int, ...] = SEEDS) -> list[dict[str, Any]]:
-    return [
-        {"method": method, "sparsity": sparsity, "seed": seed}
-        for seed in seeds
-        for method, sparsity in CELLS
-    ]
+    return seed_by_seed(CELLS, seeds)
 
 
 def main() -> None:

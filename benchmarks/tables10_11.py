@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from common import RESULTS, machine
 from PIL import Image
-from runner import work_off
+from runner import seed_by_seed, work_off
 from stand_ins import Array, kept
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -196,11 +196,7 @@ def measure_checkpoint(run: dict[str, Any], root: Path, device: str) -> dict[str
 
 
 def runs(seeds: tuple[int, ...] = SEEDS) -> list[dict[str, Any]]:
-    return [
-        {"method": method, "sparsity": sparsity, "seed": seed}
-        for seed in seeds
-        for method, sparsity in CELLS
-    ]
+    return seed_by_seed(CELLS, seeds)
 
 
 def main() -> None:
