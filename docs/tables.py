@@ -1,4 +1,4 @@
-"""Writes the tables in README.md and docs/ that come from the registry and from data files.
+"""Writes the tables in README.md, docs/ and examples/ that come from the registry and data files.
 
     python docs/tables.py            # rewrite them
     python docs/tables.py --check    # fail if one is out of date (a test does the same)
@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import measured
 
 from sparseopt import Algorithm, algorithms, available
 from sparseopt.algorithms.registry import table
@@ -296,14 +298,6 @@ def memory() -> str:
     return "\n".join(lines)
 
 
-def source(file: str = "speed.json") -> str:
-    machine = json.loads((RESULTS / file).read_text())["machine"]
-    return (
-        f"`{machine['command']}`, commit {machine['commit']}, torch {machine['torch']}, "
-        f"{machine['processor']}, {machine['threads']} thread, {machine['date']}."
-    )
-
-
 SHARED = ("same training", "every recipe", "compact storage", "accumulation", "clipping", "resume")
 
 
@@ -359,13 +353,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "storage-state": storage("state_bytes_per_weight"),
     "storage-sizes": sizes,
     "memory": memory,
-    "storage-source": source,
+    "storage-source": lambda: measured.source("speed.json"),
     "peers-step": peers("step"),
     "peers-iteration": peers("iteration"),
-    "peers-source": lambda: source("peers.json"),
+    "peers-source": lambda: measured.source("peers.json"),
     "fastest-peer": fastest_peer,
     "beside-sparselab": beside_sparselab,
-    "compute-source": lambda: source("compute.json"),
+    "compute-source": lambda: measured.source("compute.json"),
     "compute-sgd": compute("compute.json", "SGD momentum"),
     "compute-adamw": compute("compute.json", "AdamW"),
     "compute-first": compute_first,
@@ -373,6 +367,7 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 TABLES |= {"stacks": stacks, "stacks-source": stacks_source}
 TABLES |= {f"diff-{path.stem}": diff(path) for path in THIRD_PARTY.glob("*.diff")}
+TABLES |= measured.TABLES
 
 
 def renewed(text: str) -> str:
@@ -381,7 +376,8 @@ def renewed(text: str) -> str:
 
 
 def pages() -> list[Path]:
-    candidates = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    folders = (ROOT / "docs", ROOT / "examples")
+    candidates = [ROOT / "README.md", *sorted(p for f in folders for p in f.rglob("*.md"))]
     return [path for path in candidates if PLACE.search(path.read_text())]
 
 

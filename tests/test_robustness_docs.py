@@ -1,4 +1,4 @@
-"""The guide's blocks run and print what they show; its speed table is the measured one."""
+"""The guide's blocks run and print what they show; its names are all there are."""
 
 from __future__ import annotations
 
@@ -25,12 +25,9 @@ def test_every_block_of_the_guide_runs(tmp_path, monkeypatch):
     assert failed == 0 and tried > 30
 
 
-def test_the_speed_table_is_the_measured_one():
+def test_the_goals_of_speed_were_met_where_it_was_measured():
     results = json.loads((ROOT / "benchmarks" / "results" / "corruptions.json").read_text())
-    for size, row in results["sizes"].items():
-        cells = f"| {size} px | {row['sum_ours_ms']:.1f} ms | {row['sum_theirs_ms']:.1f} ms |"
-        assert f"{cells} {row['ratio']:.1f} × |" in GUIDE.read_text()
-        assert row["ratio"] >= row["goal"]
+    assert all(row["ratio"] >= row["goal"] for row in results["sizes"].values())
 
 
 @pytest.mark.parametrize("package", [robustness, analysis])

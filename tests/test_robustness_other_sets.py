@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from references_robustness import photo_crops, rmse, write_image_tree
+from references_robustness import C_BAR_RMSE, photo_crops, rmse, write_image_tree
 
 from sparseopt import robustness
 from sparseopt.robustness import (
@@ -24,20 +24,6 @@ pytest.importorskip("cv2")
 
 MAP_FREE = ("color_quant", "iso_noise", "low_light")
 MAP_TAKING = ("near_focus", "far_focus", "fog_3d", "flash", "xy_motion_blur", "z_motion_blur")
-
-# The published C-bar code on two photographs at 224 px; sparkles vary most with the photograph.
-C_BAR_RMSE = {
-    "blue_noise_sample": (15, 20, 25, 41, 59),
-    "brownish_noise": (8, 15, 22, 29, 35),
-    "caustic_refraction": (13.5, 16.6, 22.0, 26.6, 32.6),
-    "checkerboard_cutout": (22, 27, 35, 40, 43),
-    "cocentric_sine_waves": (11, 18, 28, 32, 35),
-    "inverse_sparkles": (35, 53, 78, 109, 113),
-    "perlin_noise": (24, 27, 30, 40, 46),
-    "plasma_noise": (27, 40, 48, 52, 56),
-    "single_frequency_greyscale": (14, 20, 27, 57, 63),
-    "sparkles": (7, 15, 24, 41, 49),
-}
 
 
 def noise_images(count: int = 3, side: int = 24, channels: int = 3) -> np.ndarray:

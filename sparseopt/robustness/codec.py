@@ -2,7 +2,7 @@
 
 `bit_error` and `h265_abr` of ImageNet-3DCC. The original films a depth-based camera move; here the
 clip is a planar pan over the image itself, an approximation. Needs ffmpeg with libx264 and libx265:
-a program on the path, or the package imageio-ffmpeg. Takes about a second per image.
+a program on the path, or the package imageio-ffmpeg, which is started for every image.
 """
 
 from __future__ import annotations
