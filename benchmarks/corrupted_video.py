@@ -31,11 +31,11 @@ from typing import Any
 import fashion
 import stand_ins
 import torch
-from common import RESULTS, machine
+from common import RESULTS
 from runner import seed_by_seed, work_off
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from training import Batches, fit, sparse
+from training import Batches, density, fit, made_with, sparse
 
 from sparseopt.robustness import CorruptedUCF101, evaluate
 
@@ -113,9 +113,9 @@ def measure(run: dict[str, Any], task: Task) -> dict[str, Any]:
     )
     return {
         **fashion.result(report),
-        "density": round(float(getattr(optimizer, "density", 1.0)), 6),
+        "density": density(optimizer),
         "seconds": round(time.perf_counter() - begin, 1),
-        **{key: machine()[key] for key in ("commit", "torch", "processor")},
+        **made_with(),
     }
 
 

@@ -26,16 +26,17 @@ from typing import Any
 
 import fashion
 import torch
-from common import RESULTS, machine
-from runner import work_off
+from common import RESULTS
+from runner import seed_by_seed, work_off
 from torch import Tensor, nn
+from training import density, fit, linear_layers, made_with, shuffled, sparse
 
 from sparseopt import SparseOptimizer, flops
-from sparseopt.schedules import Polynomial
 
 DATA = RESULTS / "low_sparsity.jsonl"
 METHODS = ("set", "rigl", "mest_r", "mest_g", "granet_r", "granet_g")
 SPARSITIES = (0.3, 0.5, 0.7)
+CELLS = (("dense", 0.0), *((method, s) for s in SPARSITIES for method in METHODS))
 SEEDS = (0, 1, 2)
 EPOCHS, BATCH, IMAGES, EVERY = 10, 100, 20_000, 20
 TESTED = 500  # of the 10,000 test images: 47,500 corrupted ones in a set
@@ -55,47 +56,24 @@ def network() -> nn.Module:
     return nn.Sequential(*layers, *head).to(memory_format=torch.channels_last)
 
 
-def options(method: str) -> dict[str, Any]:
-    """Table 3: P = 0.1, polynomial. MEST's defaults are the paper's; it has no P of its own."""
-    if method.startswith("mest"):
-        return {}
-    return {"drop_fraction": Polynomial(0.1)} | ({"stop": 1.0} if method == "rigl" else {})
-
-
-def wrapped(optimizer: Any, run: dict[str, Any], model: nn.Module, total: int) -> Any:
-    if run["method"] == "dense":
-        return optimizer
-    return SparseOptimizer(
-        optimizer, run["method"], sparsity=run["sparsity"], total_steps=total, update_every=EVERY,
-        distribution="uniform", exclude=dense_layers(model), model=model, seed=run["seed"],
-        **options(run["method"]),
-    )  # fmt: skip
-
-
-def dense_layers(model: nn.Module) -> list[str]:
-    """The first convolution and the linear layers stay dense, as in Tables 4-6."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return [f"{name}.weight" for name in ("0", *linear)]
-
-
 def prepared(pixels: Tensor) -> Tensor:
     return fashion.normalized(pixels).to(memory_format=torch.channels_last)
 
 
 def train(run: dict[str, Any], images: int, epochs: int) -> tuple[nn.Module, Any, int]:
+    """A network, its optimizer, and how many steps they took. As in Tables 4-6, the first
+    convolution and the linear layers stay dense."""
     torch.manual_seed(run["seed"])
     pixels, labels = fashion.datasets.load()[:2]
     inputs = prepared(fashion.padded(pixels[:images], SIZE))
     model, total = network(), epochs * (images // BATCH)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
-    optimizer = wrapped(sgd, run, model, total)
+    optimizer = sparse(
+        sgd, run["method"], model, sparsity=run["sparsity"], total_steps=total, seed=run["seed"],
+        update_every=EVERY, distribution="uniform", exclude=["0.weight", *linear_layers(model)],
+    )  # fmt: skip
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
-    for _ in range(epochs):
-        for index in torch.randperm(images).split(BATCH):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(inputs[index]), labels[index]).backward()
-            optimizer.step()
-            schedule.step()
+    fit(model, optimizer, schedule, shuffled(inputs, labels[:images], BATCH), epochs)
     return model, optimizer, total
 
 
@@ -130,21 +108,14 @@ def measure(
     return {
         **reports,
         **cost(model, optimizer, total),
-        "density": round(float(getattr(optimizer, "density", 1.0)), 6),
+        "density": density(optimizer),
         "seconds": round(seconds, 1),
-        **{key: machine()[key] for key in ("commit", "torch", "processor")},
+        **made_with(),
     }
 
 
 def runs(seeds: tuple[int, ...] = SEEDS) -> list[dict[str, Any]]:
-    """Seed by seed, so that a part of the list compares all methods."""
-    listed = []
-    for seed in seeds:
-        listed.append({"method": "dense", "sparsity": 0.0, "seed": seed})
-        for sparsity in SPARSITIES:
-            for method in METHODS:
-                listed.append({"method": method, "sparsity": sparsity, "seed": seed})
-    return listed
+    return seed_by_seed(CELLS, seeds)
 
 
 def main() -> None:

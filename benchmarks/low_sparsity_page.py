@@ -45,17 +45,9 @@ def clean(line: Line) -> float:
     return float(line["result"]["cifar"]["clean"])
 
 
-def cells() -> list[tuple[str, float]]:
-    return [("dense", 0.0)] + [
-        (method, sparsity)
-        for sparsity in low_sparsity.SPARSITIES
-        for method in low_sparsity.METHODS
-    ]
-
-
 def section_low_sparsity(lines: Sequence[Line]) -> str:
     rows = []
-    for method, sparsity in cells():
+    for method, sparsity in low_sparsity.CELLS:
         own = {"method": method, "sparsity": sparsity}
         share = per_seed(lines, lambda line: 100 * float(line["result"]["share"]), **own)
         paper = PAPER_TABLE_4.get(method, {}).get(sparsity)
@@ -178,7 +170,7 @@ def dearest(lines: Sequence[Line]) -> str:
             cell: statistics.mean(
                 per_seed(lines, robustness(name), method=cell[0], sparsity=cell[1])
             )
-            for cell in cells()
+            for cell in low_sparsity.CELLS
         }
         ranked = sorted(means, key=lambda cell: -means[cell])
         place, (method, sparsity) = ranked.index(("dense", 0.0)) + 1, ranked[0]
@@ -272,7 +264,7 @@ def draw(
 
 
 def figures(folder: Path) -> None:
-    lines = whole_seeds(finished(low_sparsity.DATA), len(cells()))
+    lines = whole_seeds(finished(low_sparsity.DATA), len(low_sparsity.CELLS))
     if not lines:
         return
     figure_flops(lines, folder / "low-sparsity-flops.png")

@@ -34,13 +34,13 @@ from typing import Any
 import fashion
 import stand_ins
 import torch
-from common import RESULTS, machine
+from common import RESULTS
 from runner import seed_by_seed, work_off
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from training import Batches, fit, shuffled, sparse
+from training import Batches, density, fit, made_with, shuffled, sparse
 
 from sparseopt.robustness import CorruptedVOC, RobustnessReport, evaluate
 from sparseopt.schedules import Cosine
@@ -178,9 +178,9 @@ def measure(run: dict[str, Any], task: Task) -> dict[str, Any]:
     fit(model, optimizer, schedule, batches, task.epochs, loss)
     return {
         **evaluated(model, task),
-        "density": round(float(getattr(optimizer, "density", 1.0)), 6),
+        "density": density(optimizer),
         "seconds": round(time.perf_counter() - begin, 1),
-        **{key: machine()[key] for key in ("commit", "torch", "processor")},
+        **made_with(),
     }
 
 

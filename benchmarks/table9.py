@@ -31,12 +31,12 @@ from typing import Any
 import fashion
 import low_sparsity
 import torch
-from common import RESULTS, machine
+from common import RESULTS
 from runner import finished, work_off
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from training import Batches, fit, linear_layers, shuffled, sparse
+from training import Batches, density, fit, linear_layers, made_with, shuffled, sparse
 
 from sparseopt.robustness import CIFARC, RobustnessReport, evaluate
 
@@ -91,9 +91,9 @@ def measure(run: dict[str, Any], task: Task) -> dict[str, Any]:
     fit(model, optimizer, schedule, batches, task.epochs)
     return {
         **fashion.result(task.robustness(model)),
-        "density": round(float(getattr(optimizer, "density", 1.0)), 6),
+        "density": density(optimizer),
         "seconds": round(time.perf_counter() - begin, 1),
-        **{key: machine()[key] for key in ("commit", "torch", "processor")},
+        **made_with(),
     }
 
 

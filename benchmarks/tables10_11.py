@@ -30,13 +30,13 @@ from typing import Any
 import fashion
 import numpy as np
 import torch
-from common import RESULTS, machine
+from common import RESULTS
 from PIL import Image
 from runner import seed_by_seed, work_off
 from stand_ins import Array, kept
 from torch import Tensor, nn
 from torchvision.transforms import v2
-from training import fit, shuffled, sparse
+from training import fit, made_with, shuffled, sparse
 
 from sparseopt.robustness import ImageNetR, ImageNetV2, evaluate
 
@@ -182,7 +182,7 @@ def measure(
     return {
         "clean": round(100 * float(clean), 3), **evaluated(model, stand_in(each), small),
         "seconds": round(time.perf_counter() - begin, 1),
-        **{key: machine()[key] for key in ("commit", "torch", "processor")},
+        **made_with(),
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What the training scripts of Figure 9 and Tables 9-12 share."""
+"""What the training scripts of Figures 9-11 and Tables 9-12 share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from common import machine
 from torch import Tensor, nn
 
 from sparseopt import SparseOptimizer
@@ -72,3 +73,14 @@ def linear_layers(model: nn.Module) -> list[str]:
     """Names of the weights of all linear layers: dense in the paper's convolutional networks."""
     named = model.named_modules()
     return [f"{name}.weight" for name, module in named if isinstance(module, nn.Linear)]
+
+
+def density(optimizer: torch.optim.Optimizer) -> float:
+    """The share of active weights; 1 for a dense run."""
+    return round(float(getattr(optimizer, "density", 1.0)), 6)
+
+
+def made_with() -> dict[str, str]:
+    """What the last line of a section says of a run: commit, torch and processor."""
+    here = machine()
+    return {key: here[key] for key in ("commit", "torch", "processor")}
