@@ -252,6 +252,14 @@ def test_csti_leaves_other_layers_to_the_fallback():
     )
 
 
+def test_csti_names_whole_layers_and_falls_back_on_single_ones():
+    with pytest.raises(TypeError, match=r"layers='fc1' must be a list of names"):
+        csti(torch.rand(9, 4), layers="fc1")  # "fc" is a part of it, and another layer
+    ranked = csti(torch.rand(9, 4), fallback=snip(lambda: torch.zeros(())))
+    with pytest.raises(ValueError, match="fallback=snip.*ranks all layers together"):
+        ranked(layer_of(3, 5), 4, rng())
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -505,6 +513,21 @@ def test_given_masks_are_taken_by_name():
 def test_a_callable_that_breaks_the_contract_is_named(mask, error):
     with pytest.raises((TypeError, ValueError), match=error):
         topologies.masks(lambda *_: mask, [layer_of(2, 3)], [4], lambda layer: rng())
+
+
+@pytest.mark.parametrize(
+    ("found", "error"),
+    [
+        ({}, "gave NoneType for 'fc', not a bool tensor"),
+        ({"fc": torch.ones(2, 3)}, "gave torch.float32 for 'fc'"),
+        ({"fc": torch.ones(3, 2) > 0}, r"mask of shape \(3, 2\); the weight has \(2, 3\)"),
+        ({"fc": torch.ones(2, 3) > 0}, "6 active weights together; return 4"),
+    ],
+)
+def test_a_ranking_over_all_layers_that_breaks_the_contract_is_named(found, error):
+    topology = SimpleNamespace(masks=lambda layers, nnz: found)
+    with pytest.raises((TypeError, ValueError), match=error):
+        topologies.masks(topology, [layer_of(2, 3)], [4], lambda layer: rng())
 
 
 # --- weights --------------------------------------------------------------------------------------

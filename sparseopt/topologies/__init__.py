@@ -150,7 +150,7 @@ def masks(
         A bool mask for every layer, in their order.
 
     Raises:
-        TypeError: if a callable returns something other than a bool tensor.
+        TypeError: if a topology returns something other than bool tensors.
         ValueError: if it returns a mask of another shape or count, or cannot serve a layer.
 
     Example:
@@ -162,9 +162,7 @@ def masks(
     """
     topology = resolve(topology)
     if isinstance(topology, GlobalTopology):
-        _refuse_shards(topology, layers)
-        found = topology.masks(layers, sum(numbers))
-        return [found[layer.name] for layer in layers]
+        return _masks_across(topology, layers, sum(numbers))
     return [
         _mask(topology, layer, nnz, generator) for layer, nnz in zip(layers, numbers, strict=True)
     ]
@@ -211,9 +209,7 @@ def _mask(
     if nnz == layer.weight.numel():
         return torch.ones_like(layer.weight, dtype=torch.bool, requires_grad=False)
     mask = topology(seen_by(topology, layer), nnz, generator(layer))
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"topology {topology!r} gave {kind} for {layer.name!r}, not a bool tensor")
+    _check_kind(topology, layer, mask)
     got, wanted = (tuple(mask.shape), count(mask)), (tuple(layer.weight.shape), nnz)
     if got != wanted:
         raise ValueError(
@@ -221,6 +217,32 @@ def _mask(
             f"active weights; it must have shape {wanted[0]} with {wanted[1]}"
         )
     return mask
+
+
+def _masks_across(topology: GlobalTopology, layers: Sequence[Layer], nnz: int) -> list[Tensor]:
+    """The masks that one ranking over all layers gives, checked: it may be the user's own."""
+    _refuse_shards(topology, layers)
+    found = topology.masks(layers, nnz)
+    for layer in layers:
+        mask: Any = found.get(layer.name)
+        _check_kind(topology, layer, mask)
+        if tuple(mask.shape) != tuple(layer.weight.shape):
+            raise ValueError(
+                f"topology {topology!r} gave {layer.name!r} a mask of shape {tuple(mask.shape)}; "
+                f"the weight has {tuple(layer.weight.shape)}"
+            )
+    total = sum(count(found[layer.name]) for layer in layers)
+    if total != nnz:
+        raise ValueError(
+            f"topology {topology!r} gave masks with {total} active weights together; return {nnz}"
+        )
+    return [found[layer.name] for layer in layers]
+
+
+def _check_kind(topology: Any, layer: Layer, mask: Any) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"topology {topology!r} gave {kind} for {layer.name!r}, not a bool tensor")
 
 
 def _refuse_shards(topology: GlobalTopology, layers: Sequence[Layer]) -> None:

@@ -35,6 +35,7 @@ class csti:
         fallback: topology of all other layers, a name or a callable; None: they are an error.
 
     Raises:
+        TypeError: if ``layers`` is a single string.
         ValueError: on use, if a layer's input cannot be the data and there is no ``fallback``, or
             the data are not what is asked for.
 
@@ -58,6 +59,10 @@ class csti:
     layers: Sequence[str] | None = None
     fallback: Any = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str):
+            raise TypeError(f"csti: layers={self.layers!r} must be a list of names: layers=[...]")
+
     def __call__(self, layer: Layer, nnz: int, generator: torch.Generator) -> Tensor:
         outputs, inputs = layer.weight.flatten(1).shape
         named = self.layers is not None and layer.name in self.layers
@@ -73,7 +78,12 @@ class csti:
         from . import resolve  # the registry imports this module
 
         topology = resolve(self.fallback)
-        return topology(layer, nnz, generator)  # type: ignore[operator]
+        if not callable(topology):
+            raise ValueError(
+                f"csti: fallback={self.fallback!r} ranks all layers together; give a topology of "
+                "single layers, such as 'random'"
+            )
+        return topology(layer, nnz, generator)
 
     @cached_property
     def correlation(self) -> Tensor:
