@@ -45,7 +45,8 @@ def clean(line: Line) -> float:
     return float(line["result"]["cifar"]["clean"])
 
 
-def section_low_sparsity(lines: Sequence[Line]) -> str:
+def low_sparsity_rows(lines: Sequence[Line]) -> list[list[str]]:
+    """A row for each network: accuracy, robustness, and the cost of its training."""
     rows = []
     for method, sparsity in low_sparsity.CELLS:
         own = {"method": method, "sparsity": sparsity}
@@ -62,6 +63,10 @@ def section_low_sparsity(lines: Sequence[Line]) -> str:
                 f"{100 * paper / 1.51:.0f} %" if paper else "100 %",
             ]
         )
+    return rows
+
+
+def section_low_sparsity(lines: Sequence[Line]) -> str:
     heads = [
         "method", "S", "clean", "19 × 5, CIFAR's constants", "against dense",
         "19 × 5, ImageNet's constants", "against dense", "training FLOPs", "Table 4, VGG16",
@@ -75,7 +80,7 @@ def section_low_sparsity(lines: Sequence[Line]) -> str:
             f"convolutions; {low_sparsity.TESTED} test images under every corruption and severity, "
             f"all 10,000 clean. {seeds_of(lines).capitalize()}. The paper prints no numbers for "
             "this; its training FLOPs for VGG16, as shares of dense, stand beside ours.\n",
-            *table(heads, rows),
+            *table(heads, low_sparsity_rows(lines)),
             *low_sparsity_claims(lines),
             "",
             "![Robustness against training FLOPs](figures/low-sparsity-flops.png)\n",
@@ -202,10 +207,10 @@ def mean_report(lines: Sequence[Line], **wanted: Any) -> RobustnessReport:
 
 def figure_gains(lines: Sequence[Line], methods: Sequence[str], path: Path) -> None:
     """Heat maps of the relative gain over dense, one below the other (Figures 10 and 11)."""
-    import matplotlib.pyplot as plt
+    from matplotlib import pyplot
 
     dense = mean_report(lines, method="dense")
-    figure, axes = plt.subplots(len(methods), 1, figsize=(11, 9), layout="constrained")
+    figure, axes = pyplot.subplots(len(methods), 1, figsize=(11, 9), layout="constrained")
     for axis, method in zip(axes, methods, strict=True):
         mean_report(lines, method=method, sparsity=0.5).plot(dense, axis)
         axis.set_title(f"{LABELS[method]}, sparsity 0.5", fontsize=10)
@@ -219,7 +224,7 @@ def figure_gains(lines: Sequence[Line], methods: Sequence[str], path: Path) -> N
             dark = abs(float(text.get_text())) > 0.6 * largest
             text.set_color("white" if dark else "black")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+    pyplot.close(figure)
 
 
 COLORS = ("0.2", "tab:blue", "tab:orange", "tab:green", "tab:olive", "tab:red", "tab:purple")
@@ -227,9 +232,9 @@ COLORS = ("0.2", "tab:blue", "tab:orange", "tab:green", "tab:olive", "tab:red", 
 
 def figure_flops(lines: Sequence[Line], path: Path) -> None:
     """Robustness against training FLOPs; the area is the number of parameters (Figure 9)."""
-    import matplotlib.pyplot as plt
+    from matplotlib import pyplot
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for axis, (name, words) in zip(
         axes, (("cifar", "CIFAR's constants"), ("imagenet", "ImageNet's constants")), strict=True
     ):
@@ -245,7 +250,7 @@ def figure_flops(lines: Sequence[Line], path: Path) -> None:
     axes[1].legend(fontsize=8, frameon=False, markerscale=0.6, loc="center left",
                    bbox_to_anchor=(1, 0.5))  # fmt: skip
     figure.savefig(path, dpi=130)
-    plt.close(figure)
+    pyplot.close(figure)
 
 
 def draw(

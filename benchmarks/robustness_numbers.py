@@ -67,7 +67,7 @@ def verdict(ours: Sequence[float], theirs: Sequence[float], unit: str = "points"
 
 def made(lines: Sequence[Line], script: str, path: Path) -> str:
     """The last paragraph of a section: command, commits, hardware, data file."""
-    results = [line["result"] for line in lines]
+    results = [line["result"].get("machine", line["result"]) for line in lines]
     commits = list(dict.fromkeys(result["commit"] for result in results))
     commit = commits[0] if len(commits) == 1 else f"{commits[0]} to {commits[-1]}"
     torches = ", ".join(sorted({result["torch"] for result in results}))

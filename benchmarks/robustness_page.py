@@ -11,20 +11,17 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import low_sparsity_page
 import robustness_sections
 import table8
-from robustness_numbers import spread
+from robustness_numbers import Line, made, per_seed, spread
 from runner import finished
 from scipy.stats import ttest_ind
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "tables-8-12.md"
 FIGURES = ROOT / "docs" / "figures"
-
-Line = dict[str, Any]
 
 HEAD = """# Tables 8 to 12: robustness, measured here
 
@@ -69,29 +66,12 @@ def verdict(sparse: Sequence[float], dense: Sequence[float]) -> str:
     return f"{answer}, {gain:+.2f}, p = {chance:.3f} ({shown})"
 
 
-def made(lines: Sequence[Line], command: str, file: str) -> str:
-    """The last paragraph of a section: command, commits, hardware, data file."""
-    machines = [line["result"]["machine"] for line in lines]
-    commits = ", ".join(sorted({machine["commit"] for machine in machines}))
-    processors = ", ".join(sorted({machine["processor"] for machine in machines}))
-    torches = ", ".join(sorted({machine["torch"] for machine in machines}))
-    return (
-        f"Command: `{command}`. Commit {commits}, torch {torches}, {processors}, one thread per "
-        f"run. Data: `benchmarks/results/{file}`.\n"
-    )
-
-
 def values(lines: Sequence[Line], column: str, method: str, sparsity: float) -> list[float]:
     """One number per seed, in the order of the seeds."""
-    chosen = [
-        line
-        for line in lines
-        if (line["run"]["method"], line["run"]["sparsity"]) == (method, sparsity)
-    ]
-    chosen.sort(key=lambda line: int(line["run"]["seed"]))
-    if column == "clean":
-        return [line["result"]["weiss"]["clean"] for line in chosen]
-    return [line["result"][column]["robustness"] for line in chosen]
+    name, key = ("weiss", "clean") if column == "clean" else (column, "robustness")
+    return per_seed(
+        lines, lambda line: float(line["result"][name][key]), method=method, sparsity=sparsity
+    )
 
 
 def cells(lines: Sequence[Line]) -> list[tuple[str, float]]:
@@ -136,7 +116,7 @@ def section_table8(lines: Sequence[Line]) -> str:
             "Fashion-MNIST-C gives with the same images: a dense network gets 46 to 50 % there, as "
             "on our own copy of its types. The paper does not say which set or preprocessing it "
             "used.\n",
-            made(lines, "python benchmarks/table8.py", table8.DATA.name),
+            made(lines, "table8", table8.DATA),
         ]
     )
 
@@ -170,10 +150,10 @@ def summary(lines: Sequence[Line]) -> str:
 
 def figure_table8(lines: Sequence[Line]) -> None:
     """Every seed of every network on the three corrupted sets."""
-    import matplotlib.pyplot as plt
+    from matplotlib import pyplot
 
     chosen = cells(lines)
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(10, 3.4), sharey=True, layout="constrained")
     for axis, column in zip(axes, ("cifar", "imagenet", "weiss"), strict=True):
         dense = values(lines, column, "dense", 0.0)
         axis.axvline(statistics.mean(dense), color="0.6", linewidth=1, zorder=0)
@@ -188,7 +168,7 @@ def figure_table8(lines: Sequence[Line]) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(chosen)), [name(*cell) for cell in reversed(chosen)])
     figure.savefig(FIGURES / "table-8.png", dpi=130)
-    plt.close(figure)
+    pyplot.close(figure)
 
 
 def page() -> str:

@@ -31,8 +31,9 @@ from typing import Any
 import fashion
 import torch
 from common import RESULTS, machine
-from runner import work_off
+from runner import seed_by_seed, work_off
 from torch import Tensor, nn
+from training import density
 
 from sparseopt import SparseOptimizer, topologies
 from sparseopt.schedules import Polynomial
@@ -43,6 +44,7 @@ from models import mlp  # noqa: E402
 DATA = RESULTS / "table8.jsonl"
 SPARSITIES = (0.97, 0.95)
 METHODS = ("dense", "set", "rigl", "chts+csti", "chts+bsw")
+CELLS = (("dense", 0.0), *((method, s) for s in SPARSITIES for method in METHODS[1:]))
 SIZES = (784, 784, 784, 784, 10)
 LEARNING_RATE, INTERVAL, TABLE_BATCH = 0.025, 300, 8
 
@@ -50,15 +52,9 @@ LEARNING_RATE, INTERVAL, TABLE_BATCH = 0.025, 300, 8
 def runs(
     seeds: list[int], methods: list[str], epochs: int, batch: int, sizes: tuple[int, ...]
 ) -> list[dict[str, Any]]:
-    """Seed by seed, so that a list that stops early still compares all methods."""
+    """The runs of these methods, with all that a line of the data file says of their training."""
     settings = {"epochs": epochs, "batch": batch, "sizes": list(sizes)}
-    cells = [("dense", 0.0), *((method, s) for s in SPARSITIES for method in METHODS[1:])]
-    return [
-        {"method": method, "sparsity": sparsity, "seed": seed, **settings}
-        for seed in seeds
-        for method, sparsity in cells
-        if method in methods
-    ]
+    return [run | settings for run in seed_by_seed(CELLS, seeds) if run["method"] in methods]
 
 
 def wrapped(
@@ -114,10 +110,6 @@ def train(run: dict[str, Any], images: dict[str, Tensor]) -> tuple[nn.Module, di
     return model, {"seconds": round(seconds), "density": density(optimizer)}
 
 
-def density(optimizer: torch.optim.Optimizer) -> float:
-    return round(optimizer.density, 6) if isinstance(optimizer, SparseOptimizer) else 1.0
-
-
 def measure(run: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
     model, taken = train(run, fashion.images())
     reports = {name: fashion.result(fashion.robustness(model, name)) for name in fashion.SETS}
@@ -133,17 +125,18 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--data", type=Path, default=DATA, help="the data file")
+    parser.add_argument("--out", type=Path, default=DATA, help="the file of the results")
     parser.add_argument("--smoke", action="store_true", help="small network, one seed, 2 epochs")
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    todo = runs(options.seeds, options.methods, options.epochs, options.batch, SIZES)
-    if options.smoke:
-        options.data = options.data.with_name("table8-smoke.jsonl")
-        todo = runs([0], options.methods, 2, 128, (784, 784, 784, 10))
-        todo = [run for run in todo if run["sparsity"] in (0.0, SPARSITIES[0])]
+    asked = (arguments.seeds, arguments.methods, arguments.epochs, arguments.batch)
+    listed, path = runs(*asked, SIZES), arguments.out
+    if arguments.smoke:
+        listed = runs([0], arguments.methods, 2, 128, (784, 784, 784, 10))
+        listed = [run for run in listed if run["sparsity"] in (0.0, SPARSITIES[0])]
+        path = path.with_name("table8-smoke.jsonl")
     here = machine()  # as the code was read, not as it is hours later
-    work_off(todo, lambda run: measure(run, here), options.data)
+    work_off(listed, lambda run: measure(run, here), path)
 
 
 if __name__ == "__main__":
