@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accuracies
 import measured
 
-from sparseopt import Algorithm, algorithms, available
 from sparseopt.algorithms.registry import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,81 +25,6 @@ RESULTS = ROOT / "benchmarks" / "results"
 THIRD_PARTY = ROOT / "tests" / "third_party"
 PLACE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 STORAGES = ("masked", "compact", "auto")
-
-
-def accuracies(file: str, **wanted: Any) -> list[float]:
-    """The accuracy of every seed, in percent."""
-    lines = (RESULTS / file).read_text().splitlines()
-    return [
-        run["result"]["accuracy"]
-        for run in map(json.loads, lines)
-        if all(run["run"][key] == value for key, value in wanted.items())
-    ]
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
-
-
-def accuracy() -> str:
-    """Dense beside three methods at two sparsities."""
-
-    def cell(recipe: str, sparsity: float) -> str:
-        found = accuracies("accuracy.jsonl", network="mlp", recipe=recipe, sparsity=sparsity)
-        return spread(found)
-
-    rows = ["| | dense | `static` | `set` | `rigl` |", "|---|---|---|---|---|"]
-    for sparsity in (0.9, 0.98):
-        cells = [cell("dense", 0.0), *(cell(name, sparsity) for name in ("static", "set", "rigl"))]
-        rows.append(f"| S = {sparsity} | {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-def choosing() -> str:
-    """What every recipe costs, and how far below dense it ends, in points of accuracy."""
-    places = [(network, sparsity) for network in ("mlp", "cnn") for sparsity in (0.5, 0.9, 0.98)]
-    heads = [f"{network.upper()} {sparsity}" for network, sparsity in places]
-    rows = [
-        f"| recipe | starts at | mean density | dense gradients | {' | '.join(heads)} |",
-        "|---" * (4 + len(places)) + "|",
-    ]
-    for recipe in available():
-        make = algorithms.find(recipe)
-        made = make(0.9) if recipe != "nm" else make(0.5, n=2, m=4)
-        mean = statistics.mean(made.density(step / 1000) for step in range(1000))
-        cells = [f"{made.density(0.0):.2f}", f"{mean:.2f}", dense_gradients(made)]
-        cells += [below_dense(recipe, *place) for place in places]
-        rows.append(f"| [`{recipe}`](algorithms/{recipe}.md) | {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-def dense_gradients(algorithm: Algorithm) -> str:
-    if algorithm.observe is not None:
-        return "every step"
-    return "at updates" if getattr(algorithm.grow, "needs_gradient", False) else "-"
-
-
-def below_dense(recipe: str, network: str, sparsity: float) -> str:
-    found = accuracies("accuracy.jsonl", network=network, recipe=recipe, sparsity=sparsity)
-    dense = accuracies("accuracy.jsonl", network=network, recipe="dense")
-    return f"{statistics.mean(found) - statistics.mean(dense):+.1f}" if found else "-"
-
-
-def by_distribution() -> str:
-    """Accuracy with the same number of weights, shared out in three ways."""
-    names = ("uniform", "er", "erk")
-    rows = [f"| | recipe | S | {' | '.join(names)} |", "|---" * 6 + "|"]
-    for network in ("mlp", "cnn"):
-        for recipe in ("set", "rigl", "gmp", "chts"):
-            for sparsity in (0.9, 0.98):
-                wanted = {"network": network, "recipe": recipe, "sparsity": sparsity}
-                cells = [
-                    spread(accuracies("distributions.jsonl", distribution=name, **wanted))
-                    for name in names
-                ]
-                line = [network.upper(), f"`{recipe}`", str(sparsity), *cells]
-                rows.append(f"| {' | '.join(line)} |")
-    return "\n".join(rows)
 
 
 def speed_rows(file: str = "speed.json") -> list[dict[str, Any]]:
@@ -273,20 +197,6 @@ def compute_first() -> str:
     )
 
 
-def cells_reproduced() -> str:
-    """Tables 4-7: cells by verdict and table."""
-    cells = json.loads((RESULTS / "flops_tables.json").read_text())["cells"]
-    verdicts = ("printed digit", "within 2 %", "not reproduced")
-    lines = ["| table | printed digit | within 2 % | not reproduced |", "|---|---|---|---|"]
-    for table_number in sorted({cell["table"] for cell in cells}):
-        counts = [
-            sum(cell["table"] == table_number and cell["verdict"] == verdict for cell in cells)
-            for verdict in verdicts
-        ]
-        lines.append(f"| {table_number} | {' | '.join(map(str, counts))} |")
-    return "\n".join(lines)
-
-
 def memory() -> str:
     """Megabytes held and needed at the peak, a row for each storage."""
     rows = json.loads((RESULTS / "memory.json").read_text())["megabytes"]
@@ -341,9 +251,6 @@ def diff(path: Path) -> Callable[[], str]:
 TABLES: dict[str, Callable[[], str]] = {
     "recipes": table,
     "recipes-beside": lambda: table(""),
-    "accuracy": accuracy,
-    "choosing": choosing,
-    "by-distribution": by_distribution,
     "speed": speed,
     "storage-step": storage("step"),
     "storage-total": storage("total"),
@@ -363,11 +270,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "compute-sgd": compute("compute.json", "SGD momentum"),
     "compute-adamw": compute("compute.json", "AdamW"),
     "compute-first": compute_first,
-    "cells-reproduced": cells_reproduced,
 }
 TABLES |= {"stacks": stacks, "stacks-source": stacks_source}
 TABLES |= {f"diff-{path.stem}": diff(path) for path in THIRD_PARTY.glob("*.diff")}
-TABLES |= measured.TABLES
+TABLES |= accuracies.TABLES | measured.TABLES
 
 
 def renewed(text: str) -> str:

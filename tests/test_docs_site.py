@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import re
-import statistics
 import subprocess
 import sys
 import warnings
@@ -22,7 +20,6 @@ from matplotlib import pyplot
 from test_readme import blocks, run_code
 
 import sparseopt
-from sparseopt import distributions
 
 pytest.importorskip("mkdocs")
 pytest.importorskip("mkdocstrings")
@@ -238,59 +235,3 @@ def test_figures_are_drawn_alike_every_time_and_as_they_are_shown(tmp_path: Path
         )
         assert now.shape == shown.shape
         assert abs(now - shown).mean() < 0.01  # another matplotlib moves a pixel
-
-
-# --- what the page on choosing says in words ------------------------------------------------------
-
-
-def below_dense(network: str, sparsity: float) -> dict[str, float]:
-    tables = from_docs("tables")
-    found = {name: tables.below_dense(name, network, sparsity) for name in sparseopt.available()}
-    return {name: float(text) for name, text in found.items() if text != "-"}
-
-
-def test_up_to_half_of_the_weights_every_recipe_is_within_a_point_of_dense() -> None:
-    assert min(min(below_dense(network, 0.5).values()) for network in ("mlp", "cnn")) > -1.0
-
-
-def test_falling_densities_end_nearest_to_dense_at_high_sparsity() -> None:
-    mlp, cnn = below_dense("mlp", 0.98), below_dense("cnn", 0.98)
-    assert set(sorted(mlp, key=mlp.get)[-3:]) == {"gmp", "granet_g", "granet_r"}
-    assert set(sorted(cnn, key=cnn.get)[-2:]) == {"granet_g", "granet_r"}
-
-
-def test_growing_by_gradient_wins_in_the_mlp_and_loses_in_the_cnn() -> None:
-    mlp, cnn = below_dense("mlp", 0.98), below_dense("cnn", 0.98)
-    assert mlp["rigl"] > mlp["set"] > mlp["static"] and mlp["mest_g"] > mlp["mest_r"]
-    assert cnn["rigl"] < cnn["static"] < cnn["set"]
-
-
-def by_distribution(**wanted: Any) -> dict[str, float]:
-    read = from_docs("tables").accuracies
-    names = ("uniform", "er", "erk")
-    found = {name: read("distributions.jsonl", distribution=name, **wanted) for name in names}
-    return {name: statistics.mean(values) for name, values in found.items()}
-
-
-def test_uniform_loses_tens_of_points_at_high_sparsity_and_er_mends_it() -> None:
-    for network in ("mlp", "cnn"):
-        chts = by_distribution(network=network, recipe="chts", sparsity=0.98)
-        mocanu = by_distribution(network=network, recipe="set", sparsity=0.98)
-        assert chts["er"] - chts["uniform"] > 30
-        assert abs(chts["er"] - mocanu["er"]) < 3
-
-
-def test_in_the_cnn_er_beats_erk() -> None:
-    for recipe in ("set", "rigl"):
-        for sparsity in (0.9, 0.98):
-            found = by_distribution(network="cnn", recipe=recipe, sparsity=sparsity)
-            assert found["er"] > found["erk"] > found["uniform"]
-
-
-def test_erk_needs_more_flops_than_uniform_with_as_many_weights() -> None:
-    shapes = from_docs("figures").VGG16
-    sides = (32, 32, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2, 1)
-    macs = [math.prod(shape) * side**2 for shape, side in zip(shapes, sides, strict=True)]
-    shares = distributions.densities("erk", shapes, 0.9)
-    erk = sum(cost * share for cost, share in zip(macs, shares, strict=True))
-    assert round(erk / (0.1 * sum(macs)), 1) == 2.4
