@@ -256,6 +256,7 @@ def test_at_most_so_many_layers_are_pictured_and_the_page_says_so(tmp_path: Path
     pictured = [name.split(":")[0] for name in names if name and "active weights" in name]
     assert pictured == ["0.weight", "6.weight", "12.weight"]
     assert "3 of 7 layers, evenly chosen" in page.text
+    assert "1 of 7 layers, evenly chosen" in written(optimizer, tmp_path, pictures=1).text
     assert "No pictures were asked for" in written(optimizer, tmp_path, pictures=0).text
 
 

@@ -62,13 +62,15 @@ def percent(value: float) -> str:
 
 
 def thinned(items: Sequence[Any], most: int) -> list[Any]:
-    """At most that many, evenly spread, the first and the last among them.
+    """At most that many, at least 1, evenly spread: the first and, of several, the last too.
 
-    >>> thinned([0, 1, 2, 3, 4, 5, 6], 3)
-    [0, 3, 6]
+    >>> thinned([0, 1, 2, 3, 4, 5, 6], 3), thinned([0, 1, 2], 1)
+    ([0, 3, 6], [0])
     """
     if len(items) <= most:
         return list(items)
+    if most == 1:
+        return [items[0]]
     return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 
