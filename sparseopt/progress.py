@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .algorithms import Algorithm
 from .flops import LiveCost, count, live_cost
+from .flops.tracing import samples_in
 from .history import Record, Run
 from .layers import Layer, Selection, wrapped
 from .pools import Pool
@@ -50,7 +51,8 @@ class Progress(Wrapper):
     def density(self) -> float:
         """Fraction of the weights of all sparse layers that are active now, in [0, 1]."""
         layers = self.layers
-        return sum(layer.nnz for layer in layers) / sum(layer.numel for layer in layers)
+        total = sum(layer.numel for layer in layers)
+        return sum(layer.nnz for layer in layers) / total if total else 1.0
 
     @property
     def sparsity(self) -> float:
@@ -117,24 +119,26 @@ class Progress(Wrapper):
         """What this run costs against dense: now, so far, and projected to ``total_steps``.
 
         Args:
-            inputs: A batch for ``model(inputs)``, or a tuple of its arguments.
+            inputs: A batch for ``model(inputs)``, a tuple of its arguments, or a mapping of keyword
+                arguments.
             model: The module that is trained; None: the one given as ``model=``.
-            batch_size: Samples per optimizer step; None: the size of this batch.
+            batch_size: Samples per optimizer step; None: the size of this batch, its first tensor's
+                first dimension.
 
         Returns:
             A :class:`sparseopt.flops.LiveCost`, which prints.
 
         Raises:
-            ValueError: If the model is not known, or lacks a layer by name.
+            ValueError: If the model is not known, or lacks a layer by name; for inputs without a
+                batch dimension.
             ImportError: Without fvcore (``pip install sparseopt[flops]``).
         """
         model = model if model is not None else (self._model() if self._model else None)
         if model is None:
             raise ValueError("model= is needed: this optimizer was built without it, or copied")
-        cost = count(wrapped(model), inputs)
-        first = inputs[0] if isinstance(inputs, (tuple, list)) else inputs
-        size = float(len(first)) if batch_size is None else batch_size
-        run = self._run
+        model, run = wrapped(model), self._run
+        cost = count(model, inputs)
+        size = float(samples_in(model, inputs)) if batch_size is None else batch_size
         return live_cost(
             cost, run.densities, self._pools, run.steps, size, run.total_steps, run.update_every
         )

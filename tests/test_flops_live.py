@@ -114,6 +114,35 @@ def test_a_copy_needs_to_be_told_the_model():
     assert twin.flops(torch.randn(BATCH, 20), model=twin_model).so_far.steps == 3
 
 
+class Sum(nn.Module):
+    """One linear layer, fed by keyword or by position."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(20, 10)
+
+    def forward(self, scale, x):
+        return self.fc(x) * scale
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"scale": 2.0, "x": torch.ones(BATCH, 20)},
+        (2.0, torch.ones(BATCH, 20)),
+        [torch.ones(BATCH, 1), torch.ones(BATCH, 20)],
+    ],
+    ids=["mapping", "tuple", "list"],
+)
+def test_samples_are_those_of_the_first_tensor_however_inputs_are_given(inputs):
+    model = Sum()
+    optimizer = SparseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), "set", model=model)
+    optimizer.zero_grad()
+    model.fc(torch.ones(BATCH, 20)).sum().backward()
+    optimizer.step()
+    assert optimizer.flops(inputs).so_far.training == 3 * 2 * BATCH * optimizer.layers[0].nnz
+
+
 def test_the_projected_end_has_the_target_count():
     model, optimizer = trained("gmp", 0)
     projected = optimizer.flops(torch.randn(BATCH, 20), model=model).projected

@@ -247,6 +247,21 @@ def test_a_run_of_no_steps_costs_nothing():
     assert run.inference == flops.inference_flops(COST, 0.5)
 
 
+@pytest.mark.parametrize("schedule", [None, 0.5, Cubic(0.8, 0.3), {"4.weight": 0.5}])
+def test_a_planned_run_of_no_steps_costs_nothing(schedule):
+    assert flops.training_flops(COST, schedule, steps=0, include_growth=True) == 0.0
+    assert flops.growth_flops(COST, schedule, steps=0) == 0.0
+    assert [step for step, _ in flops.density_record(COST, schedule, 0)] == [0]
+
+
+def test_whole_numbers_may_be_written_as_floats():
+    schedule = Cubic(0.8, 0.3)
+    wanted = flops.training_flops(COST, schedule, 1000, include_growth=True, update_every=50)
+    found = flops.training_flops(COST, schedule, 1e3, include_growth=True, update_every=50.0)
+    assert found == wanted
+    assert isinstance(flops.run_cost(COST, [(0, 0.5)], 1e3).steps, int)
+
+
 def test_a_planned_record_costs_what_its_schedule_costs():
     schedule = Cubic(0.8, 0.3, 0.0, 0.5)
     record = flops.density_record(COST, schedule, 500, update_every=30)
@@ -273,6 +288,9 @@ def test_a_bad_schedule_names_the_step():
     [
         ({"steps": -1}, "steps=-1"),
         ({"steps": 1.5}, "steps=1.5"),
+        ({"steps": math.nan}, "steps=nan"),
+        ({"steps": "10"}, "steps='10'"),
+        ({"steps": 10, "batch_size": math.inf}, "batch_size=inf"),
         ({"steps": 10, "batch_size": 0}, "batch_size=0"),
         ({"steps": 10, "update_every": 0}, "update_every=0"),
     ],

@@ -46,6 +46,11 @@ def _tensors(output: Any) -> Iterator[Tensor]:
         yield from _tensors(vars(output))
 
 
+def samples_in(model: nn.Module, inputs: Any) -> int:
+    """Samples in a batch: the first dimension of its first tensor."""
+    return batch_size_of(Call(model, inputs).tensors, None)
+
+
 def batch_size_of(tensors: list[Tensor], given: int | None) -> int:
     if not tensors or (given is None and not tensors[0].dim()):
         raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -97,7 +98,7 @@ def training_flops(
         >>> training_flops(cost, {"weight": lambda p: 0.5 - 0.4 * p}, 1000, 8, update_every=500)
         19200000.0
     """
-    _check_run(steps, batch_size, update_every)
+    steps, update_every = _checked_run(steps, batch_size, update_every)
     record = density_record(cost, schedule, steps, update_every)
     grown = _growth_steps(steps, update_every, stop) if include_growth else ()
     run = _sum(cost, record, steps, batch_size, grown)
@@ -136,7 +137,7 @@ def growth_flops(
         >>> growth_flops(cost, 0.1, steps=1000, batch_size=8)  # 9 updates of 8 x 2 x 900
         129600.0
     """
-    _check_run(steps, batch_size, update_every)
+    steps, update_every = _checked_run(steps, batch_size, update_every)
     record = density_record(cost, schedule, steps, update_every)
     grown = _growth_steps(steps, update_every, stop)
     return _sum(cost, record, steps, batch_size, grown).growth
@@ -175,7 +176,7 @@ def run_cost(
         >>> run.training, run.dense, round(run.share, 3)
         (330000.0, 600000.0, 0.55)
     """
-    _check_run(steps, batch_size, 1)
+    steps, _ = _checked_run(steps, batch_size, 1)
     _check_order([start for start, _ in record])
     checked = [(int(start), by_parameter(cost, densities)) for start, densities in record]
     return _sum(cost, checked, steps, batch_size, growth_steps)
@@ -202,13 +203,13 @@ def density_record(
         >>> density_record(cost, lambda progress: 1 - progress, steps=200)
         [(0, {'weight': 1.0}), (100, {'weight': 0.5})]
     """
-    _check_run(steps, 1, update_every)
-    starts = set(range(0, steps, update_every))
+    steps, update_every = _checked_run(steps, 1, update_every)
+    starts = {0, *range(0, steps, update_every)}
     starts |= {event for event in _events(schedule, steps) if 0 <= event < steps}
     record = []
     for start in sorted(starts):
         try:
-            share = by_parameter(cost, _densities_at(schedule, start / steps))
+            share = by_parameter(cost, _densities_at(schedule, start / max(steps, 1)))
         except ValueError as error:
             raise ValueError(f"the schedule at step {start} of {steps}: {error}") from None
         record.append((start, share))
@@ -271,12 +272,17 @@ def _check_order(starts: list[int]) -> None:
         )
 
 
-def _check_run(steps: int, batch_size: float, update_every: int) -> None:
-    if steps < 0 or steps != int(steps):
-        raise ValueError(f"steps={steps} must be a whole number of optimizer steps, 0 or more")
-    if not batch_size > 0:
+def _checked_run(steps: float, batch_size: float, update_every: float) -> tuple[int, int]:
+    """Steps and interval as whole numbers; a float such as 1e5 will do for them."""
+    if not 0 < batch_size < math.inf:
         raise ValueError(f"batch_size={batch_size} must be above 0: samples per optimizer step")
-    if update_every < 1 or update_every != int(update_every):
+    return _whole("steps", steps, 0), _whole("update_every", update_every, 1)
+
+
+def _whole(name: str, value: float, least: int) -> int:
+    number = isinstance(value, numbers.Real) and math.isfinite(value)
+    if not number or value < least or value != int(value):
         raise ValueError(
-            f"update_every={update_every} must be a whole number of optimizer steps, 1 or more"
+            f"{name}={value!r} must be a whole number of optimizer steps, {least} or more"
         )
+    return int(value)

@@ -41,7 +41,8 @@ def report(
     Args:
         opt: The optimizer, also as Lightning, Fabric or Accelerate wrap it.
         path: The file to write; its folder must exist.
-        inputs: A batch for ``model(inputs)``, or a tuple of its arguments; None: no FLOPs.
+        inputs: A batch for ``model(inputs)``, a tuple of its arguments, or a mapping of keyword
+            arguments; None: no FLOPs.
         model: The module that is trained; None: the one given as ``model=``.
         batch_size: Samples per optimizer step; None: the size of ``inputs``.
         pictures: Layers to draw at the most, at least 0; more of them make a larger file.
