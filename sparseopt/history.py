@@ -96,8 +96,8 @@ def record_of(step: int, layers: Sequence[Layer], changes: Sequence[Change] | No
         grown=sum(change.grown for change in changes or ()),
         regrown=sum(change.regrown for change in changes or ()),
         nnz=nnz,
-        density=nnz / total,
-        exploration_rate=ever / total,
+        density=nnz / total if total else 1.0,
+        exploration_rate=ever / total if total else 1.0,
         skipped=changes is None,
         layers={layer.name: layer.nnz for layer in layers},
     )

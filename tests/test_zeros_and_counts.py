@@ -248,6 +248,31 @@ def test_all_equal_bfloat16_weights_keep_their_counts_through_50_updates(recipe)
     assert optimizer.updates == 50
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+@pytest.mark.filterwarnings("ignore:nm. 0.weight stay dense:UserWarning")
+@pytest.mark.parametrize("recipe", [*RECIPES, *MORE_RECIPES], ids=str)
+@pytest.mark.parametrize("empty", [(5, 0), (0, 6)], ids=str)
+def test_a_layer_without_weights_changes_nothing(empty, recipe):
+    model = nn.ModuleList([nn.Linear(*empty), nn.Linear(6, 8)])
+    optimizer = sparse(model, lambda params: SGD(params, lr=0.1), recipe)
+    for _ in range(7):
+        optimizer.zero_grad()
+        sum(part(torch.ones(3, part.in_features)).sum() for part in model).backward()
+        optimizer.step()
+        assert_zeros(optimizer)
+    assert 0.0 < optimizer.density <= 1.0
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+@pytest.mark.parametrize("algo", ["set", "rigl", "srigl"])
+def test_a_network_without_a_weight_is_dense(algo):
+    model = nn.Linear(5, 0)
+    optimizer = sparse(model, lambda params: SGD(params, lr=0.1), algo, update_every=1)
+    model(torch.ones(3, 5)).sum().backward()
+    optimizer.step()
+    assert optimizer.density == 1.0 and optimizer.history[0].exploration_rate == 1.0
+
+
 def test_the_sum_over_layers_is_the_erk_budget():
     model = convnet()
     optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "rigl", sparsity=0.6)

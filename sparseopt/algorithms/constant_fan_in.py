@@ -93,7 +93,7 @@ class EqualRows:
     def __call__(self, shapes: Sequence[Sequence[int]], sparsity: float) -> list[int]:
         numbers = counts(self.base, shapes, 1.0 - sparsity)
         return [
-            number // shape[0] * shape[0] or number
+            number // max(shape[0], 1) * shape[0] or number
             for number, shape in zip(numbers, shapes, strict=True)
         ]
 
