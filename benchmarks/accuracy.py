@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, machine
+from common import RESULTS
 from runner import finished, work_off
 from torch import Tensor, nn
+from training import density, made_with
 
 from sparseopt import SparseOptimizer, available
 
@@ -69,14 +70,14 @@ def wrapped(
 def train(run: dict[str, Any], images: dict[str, Tensor]) -> dict[str, Any]:
     """One training run: the test accuracy in percent, and what it took."""
     torch.manual_seed(run["seed"])
-    model, count = network(run["network"]), IMAGES
-    total = EPOCHS * (count // BATCH)
+    model = network(run["network"])
+    total = EPOCHS * (IMAGES // BATCH)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     optimizer = wrapped(sgd, run, model, total)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     begin = time.perf_counter()
     for _ in range(EPOCHS):
-        for index in torch.randperm(count)[: count // BATCH * BATCH].view(-1, BATCH):
+        for index in torch.randperm(IMAGES)[: IMAGES // BATCH * BATCH].view(-1, BATCH):
             optimizer.zero_grad()
             output = model(images["train"][index])
             nn.functional.cross_entropy(output, images["train_labels"][index]).backward()
@@ -86,12 +87,11 @@ def train(run: dict[str, Any], images: dict[str, Tensor]) -> dict[str, Any]:
     model.eval()
     with torch.no_grad():
         correct = model(images["test"]).argmax(1).eq(images["test_labels"]).double().mean()
-    density = getattr(optimizer, "density", 1.0)
     return {
         "accuracy": round(100 * float(correct), 3),
-        "density": round(float(density), 6),
+        "density": density(optimizer),
         "seconds": round(seconds, 2),
-        **{key: machine()[key] for key in ("commit", "torch", "processor")},
+        **made_with(),
     }
 
 
@@ -146,15 +146,11 @@ def page(results: list[dict[str, Any]]) -> str:
         f"the defaults of each recipe and an update every {EVERY} steps: what a method does in a "
         "long, tuned run may differ.\n",
     ]
-    for name, title in (
-        ("mlp", "MLP 784-256-256-10"),
-        ("cnn", "CNN 16-32-64-10"),
-    ):
+    for name, title in (("mlp", "MLP 784-256-256-10"), ("cnn", "CNN 16-32-64-10")):
         dense = cell(results, network=name, recipe="dense")
         heads = "".join(f" S = {sparsity} |" for sparsity in SPARSITIES)
-        parts.append(
-            f"## {title}\n\nDense: **{dense}**\n\n| recipe |{heads}\n|---" + "|---" * 4 + "|"
-        )
+        rule = "|---" * (1 + len(SPARSITIES)) + "|"
+        parts.append(f"## {title}\n\nDense: **{dense}**\n\n| recipe |{heads}\n{rule}")
         for recipe in available():
             cells = "".join(
                 f" {cell(results, network=name, recipe=recipe, sparsity=sparsity)} |"
@@ -172,9 +168,9 @@ def page(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", help="folder with Fashion-MNIST")
-    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--smoke", action="store_true", help="one seed of two recipes")
     parser.add_argument("--table", action="store_true", help="only write the page")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

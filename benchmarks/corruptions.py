@@ -34,7 +34,7 @@ from PIL import Image  # noqa: E402
 
 from sparseopt.robustness import CORRUPTIONS, corrupt  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results" / "corruptions.json"
+DATA = Path(__file__).parent / "results" / "corruptions.json"
 GOALS = {28: 5.0, 32: 5.0, 224: 3.0}
 PACKAGES = ("numpy", "torch", "opencv-python", "Pillow", "imagecorruptions-imaug", "numba")
 
@@ -121,25 +121,25 @@ def processor() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, default=DATA, help="the file of the results")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--smoke", action="store_true", help="one tiny round at 32 px")
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     one_core()
-    plan = {32: (8, 1)} if options.smoke else {28: (128, 8), 32: (128, 8), 224: (8, 2)}
-    repeats = 1 if options.smoke else options.repeats
+    plan = {32: (8, 1)} if arguments.smoke else {28: (128, 8), 32: (128, 8), 224: (8, 2)}
+    repeats = 1 if arguments.smoke else arguments.repeats
     data = {
-        "command": "python benchmarks/corruptions.py" + (" --smoke" if options.smoke else ""),
+        "command": "python benchmarks/corruptions.py" + (" --smoke" if arguments.smoke else ""),
         "processor": processor(),
         "threads": 1,
         "repeats": repeats,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "sizes": {str(size): measure(size, *counts, repeats) for size, counts in plan.items()},
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(data, indent=2) + "\n")
-    print(f"written to {options.out}")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(data, indent=2) + "\n")
+    print(f"written to {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def runs() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", help="folder with Fashion-MNIST")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "flops_tables.json"
+DATA = ROOT / "benchmarks" / "results" / "flops_tables.json"
 PAGE = ROOT / "docs" / "tables-4-7.md"
 FIGURE = ROOT / "docs" / "figures" / "flops-against-sparsity.png"
 
@@ -212,4 +212,4 @@ def write(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    write(json.loads(RESULTS.read_text()))
+    write(json.loads(DATA.read_text()))

@@ -24,7 +24,7 @@ from sparseopt import distributions, flops
 from sparseopt.schedules import Constant, Cubic, Phases, Polynomial, Sigmoid
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "flops_tables.json"
+DATA = ROOT / "benchmarks" / "results" / "flops_tables.json"
 Density = Callable[[float], float]
 
 TRAINING, INFERENCE, PARAMETERS = "TrFLOPs", "InFLOPs", "Param"
@@ -388,8 +388,8 @@ def results() -> dict[str, Any]:
 
 def main() -> None:
     found = results()
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    DATA.parent.mkdir(parents=True, exist_ok=True)
+    DATA.write_text(json.dumps(found, indent=1) + "\n")
     import flops_page
 
     flops_page.write(found)

@@ -119,7 +119,7 @@ def runs(seeds: tuple[int, ...] = SEEDS) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="two runs of a few steps")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -59,16 +59,23 @@ def work_off(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for run in runs:
-        done = {identity(line["run"]) for line in finished(path)}
         claim = path.parent / f".claim-{path.stem}-{zlib.crc32(identity(run).encode()):x}"
-        if identity(run) in done or not claimed(claim, patience):
+        if not claimed(claim, patience):
             continue
         try:
-            line = json.dumps({"run": run, "result": do(run)})
-            with path.open("a") as file:
-                file.write(line + "\n")
+            # read under the claim: who held it before may just have finished this run
+            if identity(run) not in {identity(line["run"]) for line in finished(path)}:
+                append(path, json.dumps({"run": run, "result": do(run)}))
         finally:
             claim.unlink(missing_ok=True)
+
+
+def append(path: Path, line: str) -> None:
+    """One more line, on its own also after one that a crash cut off."""
+    with path.open("a+b") as file:
+        file.seek(max(file.tell() - 1, 0))
+        begin = b"" if file.read() in (b"", b"\n") else b"\n"
+        file.write(begin + line.encode() + b"\n")
 
 
 def claimed(claim: Path, patience: float) -> bool:

@@ -14,7 +14,7 @@ Made once and kept beside Fashion-MNIST.
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -83,11 +83,13 @@ def kept(name: str, make: Callable[[Path], Any]) -> Path:
     """The folder of a made data set, made now if it is missing, whole or not at all."""
     folder = fashion.datasets.cache_folder() / name
     if not folder.exists():
-        unfinished = folder.with_name(f"{name}.part")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        make(unfinished)
-        unfinished.replace(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as workshop:
+            unfinished = Path(workshop) / name
+            unfinished.mkdir()
+            make(unfinished)
+            if not folder.exists():  # another process may have been faster
+                unfinished.replace(folder)
     return folder
 
 

@@ -109,6 +109,20 @@ def smoke_video() -> Any:
     return [corrupted_video.measure(run, task), corrupted_video.measure(run, real)]
 
 
+def raced() -> list[str]:
+    """What a data set holds that another process finished while this one was making it."""
+    import stand_ins
+
+    def make(root: Path) -> None:
+        (root / "first").touch()
+        if not stand_ins.fashion.datasets.cache_folder().joinpath("raced").exists():
+            stand_ins.kept("raced", lambda other: [(other / name).touch() for name in parts])
+        (root / "second").touch()
+
+    parts = ("first", "second")
+    return sorted(path.name for path in stand_ins.kept("raced", make).iterdir())
+
+
 def gains() -> Any:
     """Gains of made-up accuracies: equal but for one noise at severity 5, 44 against 40 %."""
     import low_sparsity_page
@@ -137,6 +151,7 @@ def main() -> None:
         "table12": smoke_table12(folder),
         "corrupted_video": smoke_video(),
         "gains": gains(),
+        "raced": raced(),
     }
     print(json.dumps(found))
 

@@ -104,6 +104,10 @@ def test_gains_are_relative_and_level_by_level(measured):
     assert measured["gains"] == {"harsh": [10.0], "other": [0.0]}
 
 
+def test_two_processes_may_make_the_same_data_set(measured):
+    assert measured["raced"] == ["first", "second"]
+
+
 def test_the_page_is_what_the_data_files_give(root):
     program(root, "benchmarks/robustness_page.py", "--check")
 
