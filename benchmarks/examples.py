@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from common import machine, save
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-sys.path.append(str(EXAMPLES))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 
 import demo
 
+ROOT = Path(__file__).resolve().parents[1]
 RECIPE = (  # a line each on the page
     "examples/recipes/run.py mlp-fashionmnist --algo rigl --sparsity 0.97 --set epochs=2",
     "--corruption gaussian_noise motion_blur fog contrast --severity 1 3 5",
@@ -43,7 +43,7 @@ def recipe_printed(folder: str) -> list[str]:
     """The lines that the recipe's command prints; it leaves its files in the folder."""
     script, *arguments = shlex.split(" ".join(RECIPE))
     made = subprocess.run(
-        [sys.executable, str(EXAMPLES.parent / script), *arguments],
+        [sys.executable, str(ROOT / script), *arguments],
         cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True,
         check=True,
     )  # fmt: skip
