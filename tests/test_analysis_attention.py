@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -106,6 +107,21 @@ def test_tokens_are_reshaped_to_maps():
     assert grad_cam(Tokens(), "norm", IMAGES, reshape=to_map).shape == (3, 32, 40)
 
 
+def test_a_layer_that_does_not_reach_the_scores_is_refused():
+    class Aside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.aside, self.conv = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            self.aside(x)
+            return self.conv(x).mean(dim=(2, 3))
+
+    assert grad_cam(Aside(), "conv", IMAGES).shape == (3, 32, 40)
+    with pytest.raises(ValueError, match="layer 'aside' does not lead to the scores"):
+        grad_cam(Aside(), "aside", IMAGES)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
@@ -141,6 +157,14 @@ def test_the_area_falls_with_the_threshold_and_is_the_whole_image_at_zero():
     maps = torch.rand(4, 10, 10)
     areas = highlight_area(maps, [0.0, 0.3, 0.5, 0.7])
     assert areas[0] == 1 and (areas.diff() <= 0).all()
+
+
+def test_thresholds_may_be_a_list_an_array_or_a_tensor():
+    maps, levels = torch.rand(3, 6, 6), [0.2, 0.9]
+    expected = highlight_area(maps, levels)
+    assert torch.equal(highlight_area(maps, np.array(levels)), expected)
+    assert torch.equal(highlight_area(maps, torch.tensor(levels, dtype=torch.float64)), expected)
+    assert highlight_area(maps, torch.tensor(0.2, dtype=torch.float64)) == expected[0]
 
 
 def test_a_map_without_contrast_highlights_nothing():

@@ -103,6 +103,13 @@ def test_no_data_is_refused():
         radius_accuracy(SeesStripes(), [], [1])
 
 
+def test_labels_that_are_not_one_index_per_image_are_refused():
+    images = torch.rand(3, 1, 16, 16)
+    for labels in (torch.zeros(3, 1), torch.eye(3), torch.zeros(2)):
+        with pytest.raises(ValueError, match=r"\(3, 2\) for labels of shape .* N class indices"):
+            radius_accuracy(SeesStripes(), [(images, labels)], [2])
+
+
 def test_curves_are_drawn_in_percent():
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("agg")

@@ -59,14 +59,16 @@ def grad_cam(
             scores = model(images.detach().clone().requires_grad_())
             activation = _only(kept, layer)
             score = _class_scores(scores, targets).sum()
-            (gradient,) = torch.autograd.grad(score, activation)
+            (gradient,) = torch.autograd.grad(score, activation, allow_unused=True)
     finally:
         handle.remove()
+    if gradient is None:
+        raise ValueError(f"layer {layer!r} does not lead to the scores; choose one that does")
     return _map(activation.detach(), gradient, images.shape[-2:], reshape)
 
 
 def highlight_area(
-    maps: Tensor, threshold: float | Sequence[float] = 0.5, *, per_image: bool = False
+    maps: Tensor, threshold: float | Sequence[float] | Tensor = 0.5, *, per_image: bool = False
 ) -> Tensor:
     """Share of an image that a map highlights: pixels >= threshold after scaling to [0, 1].
 
@@ -94,20 +96,20 @@ def highlight_area(
 
     Source: Wu et al. (2024), appendix A.10.
     """
-    single = not isinstance(threshold, Sequence | Tensor)
-    levels = torch.as_tensor(threshold, dtype=torch.float64, device=maps.device).reshape(-1)
+    given = torch.as_tensor(threshold, dtype=torch.float64, device=maps.device)
+    levels = given.reshape(-1)
     if not bool(((levels >= 0) & (levels <= 1)).all()):
         raise ValueError(f"threshold={threshold!r} must be in [0, 1]")
     scaled = _scaled(_as_maps(maps)).double()
     shares = (scaled[None] >= levels[:, None, None, None]).double().mean(dim=(2, 3))
     shares = shares if per_image else shares.mean(dim=1)
-    return shares[0] if single else shares
+    return shares if given.ndim else shares[0]
 
 
 def weighted_area(maps: Tensor, *, per_image: bool = False) -> Tensor:
     """Mean value of the maps after scaling each to [0, 1]: an area without a threshold.
 
-    Args and returns as for `highlight_area`.
+    Arguments, result and errors as for `highlight_area`.
 
     Example:
         >>> import torch

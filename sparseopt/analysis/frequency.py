@@ -79,7 +79,8 @@ def radius_accuracy(
         Accuracy in [0, 1], float64 (len(radii),).
 
     Raises:
-        TypeError, ValueError: as `attenuate`; also for data without an image.
+        TypeError, ValueError: as `attenuate`; also for data without an image, and for labels that
+            are not one class index per image.
 
     Example:
         >>> import torch
@@ -99,11 +100,21 @@ def radius_accuracy(
             for i, radius in enumerate(radii):
                 seen = attenuate(images, radius, keep)
                 scores = model(normalize(seen) if normalize else seen)
-                correct[i] += int((scores.argmax(dim=1) == labels).sum())
+                correct[i] += _correct(scores, labels)
             total += len(labels)
     if total == 0:
         raise ValueError("data is empty; give at least one image")
     return correct / total
+
+
+def _correct(scores: Tensor, labels: Tensor) -> int:
+    """How many of the images got their class."""
+    if scores.ndim != 2 or labels.shape != scores.shape[:1]:
+        raise ValueError(
+            f"scores of shape {tuple(scores.shape)} for labels of shape {tuple(labels.shape)}; "
+            "expected (N, number of classes) and N class indices"
+        )
+    return int((scores.argmax(dim=1) == labels).sum())
 
 
 def _within(height: int, width: int, radius: float, device: torch.device) -> Tensor:
