@@ -86,6 +86,10 @@ def test_a_wrong_number_of_classes_is_refused():
         evaluate(Reads(4), {("fog", 1): data([0], [7])}, progress=False)
     with pytest.raises(ValueError, match="returns 4 classes but the set has 10"):
         evaluate(Reads(4), {("fog", 1): data([0], [0])}, num_classes=10, progress=False)
+    for labels in (torch.zeros(3, 1), torch.eye(3), torch.zeros(2)):
+        batches = [(torch.zeros(3, 1, 2, 2), labels)]
+        with pytest.raises(ValueError, match=r"shape \(3, 4\) for targets .* N class indices"):
+            evaluate(Reads(4), {("fog", 1): DataLoader(batches, batch_size=None)}, progress=False)
     with pytest.raises(ValueError, match=r"returned shape \(1, 4, 1\)"):
         model = nn.Sequential(Reads(), nn.Unflatten(1, (4, 1)))
         evaluate(model, {("fog", 1): data([0], [0])}, progress=False)
@@ -206,6 +210,22 @@ def test_a_baseline_of_another_set_is_refused():
         report.mce({"snow": 0.4})
     with pytest.raises(ValueError, match="needs clean_accuracy"):
         report.relative_mce(report)
+
+
+def test_a_baseline_may_know_more_corruptions():
+    model = RobustnessReport("set", {"fog": {1: 0.6}}, {"fog": {1: 9}})
+    dense = RobustnessReport(
+        "set", {"snow": {1: 0.1}, "fog": {1: 0.8}}, {"snow": {1: 9}, "fog": {1: 9}}
+    )
+    assert model.relative_gain(dense) == {"fog": {1: pytest.approx(-0.25)}}
+    assert model.mce(dense) == pytest.approx(2)
+
+
+def test_published_denominators_are_not_made_up_for_other_corruptions():
+    report = RobustnessReport("C-bar", {"sparkles": {1: 0.6}}, clean_accuracy=0.9)
+    for method in (report.mce, report.relative_mce):
+        with pytest.raises(ValueError, match="no error for sparkles; it has gaussian_noise, "):
+            method("alexnet")
 
 
 def test_the_printed_table_is_in_percent():

@@ -162,10 +162,10 @@ class _Classification:
         self.classes, self.indices = classes, indices
 
     def __call__(self, scores: Tensor, targets: Tensor) -> Tensor:
-        if scores.ndim != 2 or len(scores) != len(targets):
+        if scores.ndim != 2 or targets.shape != scores.shape[:1]:
             raise ValueError(
-                f"the model returned shape {tuple(scores.shape)} for {len(targets)} images; "
-                f"expected ({len(targets)}, number of classes)"
+                f"the model returned shape {tuple(scores.shape)} for targets of shape "
+                f"{tuple(targets.shape)}; expected (N, number of classes) and N class indices"
             )
         _check_classes(scores, targets, self.classes, int(targets.max()))
         correct = (self._predicted(scores) == targets).sum()

@@ -123,12 +123,8 @@ class RobustnessReport:
             ValueError: as `mce`.
         """
         reference = self._baseline_errors(baseline)
-        names = [name for name in CORRUPTIONS[:15] if name in self.accuracy] or self.corruptions
-        missing = [name for name in names if name not in reference]
-        if missing:
-            raise ValueError(f"baseline has no error for {', '.join(missing)}")
         errors = {name: 1 - value for name, value in self.per_corruption.items()}
-        return {name: _ratio(errors[name], reference[name]) for name in names}
+        return {name: _ratio(errors[name], reference[name]) for name in self._compared(reference)}
 
     def relative_mce(self, baseline: RobustnessReport | str) -> float:
         """Mean over corruptions of the rise of the error over clean, relative to the baseline.
@@ -139,9 +135,20 @@ class RobustnessReport:
         reference = self._baseline_errors(baseline)
         clean = ALEXNET_CLEAN_ERROR if isinstance(baseline, str) else _clean_error(baseline)
         own = _clean_error(self)
-        names = [name for name in CORRUPTIONS[:15] if name in self.accuracy] or self.corruptions
-        rises = {name: 1 - self.per_corruption[name] - own for name in names}
-        return fmean(_ratio(rises[name], reference[name] - clean) for name in names)
+        rises = {name: 1 - value - own for name, value in self.per_corruption.items()}
+        return fmean(
+            _ratio(rises[name], reference[name] - clean) for name in self._compared(reference)
+        )
+
+    def _compared(self, reference: Mapping[str, float]) -> list[str]:
+        """The corruptions of mCE that were evaluated; all that were if none is one of these."""
+        names = [name for name in CORRUPTIONS[:15] if name in self.accuracy] or [*self.accuracy]
+        missing = [name for name in names if name not in reference]
+        if missing:
+            raise ValueError(
+                f"baseline has no error for {', '.join(missing)}; it has {', '.join(reference)}"
+            )
+        return names
 
     def _baseline_errors(
         self, baseline: RobustnessReport | Mapping[str, float] | str
@@ -156,10 +163,10 @@ class RobustnessReport:
         return baseline
 
     def _check_same_set(self, baseline: RobustnessReport) -> None:
-        """Raise ValueError unless the baseline was evaluated on the same set."""
+        """Raise ValueError unless the baseline was evaluated on the same set, or more of it."""
         if not isinstance(baseline, RobustnessReport):
             raise TypeError(f"baseline must be a RobustnessReport, not {type(baseline).__name__}")
-        for what in ("dataset", "metric", "counts"):
+        for what in ("dataset", "metric"):
             own, other = getattr(self, what), getattr(baseline, what)
             if own and other and own != other:
                 raise ValueError(
@@ -171,6 +178,12 @@ class RobustnessReport:
                 raise ValueError(
                     f"baseline is of another set: it has severities "
                     f"{sorted(baseline.accuracy.get(name, {}))} of {name!r}, here {sorted(row)}"
+                )
+            own, other = self.counts.get(name), baseline.counts.get(name)
+            if own and other and own != other:
+                raise ValueError(
+                    f"baseline is of another set: its counts by severity of {name!r} are {other}, "
+                    f"here {own}; evaluate both models on the same data"
                 )
 
     def plot(self, baseline: RobustnessReport | None = None, ax: Any = None) -> Any:
