@@ -1,7 +1,6 @@
-"""The wrapper in other people's stacks: groups, proxies, hooks, compile, averages, the model."""
+"""The wrapper beside what surrounds it: added groups, hooks, other attributes, the model."""
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -12,8 +11,6 @@ from common import (
     assert_same,
     assert_zeros,
     batch,
-    inner_named,
-    loss_of,
     mlp,
     numbers,
     sparse,
@@ -21,18 +18,10 @@ from common import (
 )
 from torch import nn
 from torch.optim import SGD, AdamW
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparseopt import SparseOptimizer
 
 pytestmark = pytest.mark.filterwarnings(UNKNOWN_STATE)
-
-
-def importorskip(name):
-    """Other people's packages may warn when they are imported."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip(name)
 
 
 class Pair(nn.Module):
@@ -137,161 +126,6 @@ def test_groups_with_names_take_named_groups_and_keep_their_names():
         {"params": [(f"second.{name}", p) for name, p in model.second.named_parameters()]}
     )
     assert list(optimizer.masks) == ["0.weight", "2.weight", "second.0.weight", "second.2.weight"]
-
-
-# --- proxies (row 16) -----------------------------------------------------------------------------
-
-
-def lightning_proxy(optimizer):
-    importorskip("lightning.pytorch")
-    from lightning.pytorch.core.optimizer import LightningOptimizer
-
-    class Strategy:
-        def optimizer_step(self, optimizer, closure, **options):
-            return optimizer.step(closure=closure)
-
-    proxy = LightningOptimizer(optimizer)
-    proxy._strategy = Strategy()
-    return proxy
-
-
-def fabric_proxy(optimizer):
-    importorskip("lightning.fabric")
-    from lightning.fabric.strategies import SingleDeviceStrategy
-    from lightning.fabric.wrappers import _FabricOptimizer
-
-    return _FabricOptimizer(optimizer, SingleDeviceStrategy(device=torch.device("cpu")))
-
-
-@pytest.mark.parametrize("proxy", [lightning_proxy, fabric_proxy])
-def test_setters_and_methods_called_through_a_proxy_reach_the_real_object(proxy):
-    model = mlp()
-    real = sparse(model, SGD(model.parameters(), lr=0.1, momentum=0.9), "rigl")
-    seen = []
-    stand_in = proxy(real)
-    stand_in.update_every = 7
-    stand_in.total_steps = 99
-    stand_in.on_update = seen.append
-    assert (real.update_every, real.total_steps, real.on_update) == (7, 99, seen.append)
-    stand_in.param_groups[0]["lr"] = 0.25
-    assert real.inner.param_groups[0]["lr"] == 0.25
-    loss_of(model, 0).backward()
-    real.step()
-    assert stand_in.steps == real.steps == 1
-    assert stand_in.update_topology() is None
-    train(model, real, 1, first=1)
-    assert real.updates == stand_in.updates == 1 and len(seen) == 1
-    stand_in.apply_masks()
-    stand_in.zero_grad()
-    saved = copy.deepcopy(stand_in.state_dict())
-    train(model, real, 2, first=2)
-    stand_in.load_state_dict(saved)
-    assert real.steps == stand_in.steps == 2
-    extra = nn.Parameter(torch.randn(5, 6, dtype=torch.float64))
-    stand_in.add_param_group({"params": [extra]})
-    assert len(real.layers) == len(stand_in.layers) == 3 and (extra == 0).any()
-    assert real.summary() == stand_in.summary() and stand_in.masks.keys() == real.masks.keys()
-    for name in ("_run", "_storage", "_hooks", "_pools", "_layers"):
-        assert name not in vars(stand_in)
-
-
-@pytest.mark.parametrize("proxy", [lightning_proxy, fabric_proxy])
-@pytest.mark.parametrize("storage", ["masked", "auto"])
-def test_steps_through_a_proxy_equal_steps_without(proxy, storage):
-    model, other = mlp(), mlp()
-    one = sparse(model, AdamW(model.parameters(), lr=0.01), "rigl", storage=storage)
-    two = sparse(other, AdamW(other.parameters(), lr=0.01), "rigl", storage=storage)
-    train(model, one, 7)
-    train(other, proxy(two), 7, closure=proxy is lightning_proxy)
-    assert_same(dict(model.state_dict()), dict(other.state_dict()))
-    assert_same(dict(one.masks), dict(two.masks))
-    assert two.steps == 7 and two.updates == one.updates
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("clip, accumulate", [(None, 1), (0.1, 1), (0.1, 2)])
-def test_lightning_trainer_counts_its_global_steps_and_keeps_zeros(tmp_path, clip, accumulate):
-    lightning = importorskip("lightning.pytorch")
-
-    class Module(lightning.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.net = mlp(dtype=torch.float32)
-
-        def training_step(self, step, index):
-            return loss_of(self.net, int(step[0]))
-
-        def configure_optimizers(self):
-            self.sparse = sparse(self, SGD(self.parameters(), lr=0.1, momentum=0.9), "rigl")
-            return self.sparse
-
-    module = Module()
-    trainer = lightning.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-        gradient_clip_val=clip, accumulate_grad_batches=accumulate,
-    )  # fmt: skip
-    trainer.fit(module, torch.utils.data.DataLoader(torch.arange(16)))
-    assert module.sparse.steps == trainer.global_step == 16 // accumulate
-    assert module.sparse.updates == module.sparse.steps // 3
-    assert_zeros(module.sparse)
-
-
-# --- torch.compile (row 17) -----------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("storage", ["masked", "auto"])
-@pytest.mark.parametrize("algo", ["static", "set", "rigl"])
-def test_a_compiled_step_makes_at_most_two_graphs_in_30_steps(algo, storage):
-    torch._dynamo.reset()
-    graphs = []
-
-    def counting(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    model, other = mlp(), mlp()
-    lr = torch.tensor(0.01)
-    optimizer = sparse(model, AdamW(model.parameters(), lr=lr), algo, storage=storage)
-    eager = sparse(other, AdamW(other.parameters(), lr=lr.clone()), algo, storage=storage)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-    its_scheduler = torch.optim.lr_scheduler.ExponentialLR(eager, 0.9)
-    addresses = [mask.data_ptr() for mask in optimizer.masks.values()]
-    step = torch.compile(optimizer.step, backend=counting)
-    for number in range(30):
-        optimizer.zero_grad()
-        loss_of(model, number).backward()
-        step()
-        scheduler.step()
-        train(other, eager, 1, first=number)
-        its_scheduler.step()
-        assert_zeros(optimizer)
-    assert [mask.data_ptr() for mask in optimizer.masks.values()] == addresses
-    assert 1 <= len(graphs) <= 2
-    assert optimizer.steps == 30
-    assert_same(dict(optimizer.masks), dict(eager.masks))
-    for p, q in zip(model.parameters(), other.parameters(), strict=True):
-        # compiled, torch counts steps in float32 and corrects the bias with that
-        assert torch.allclose(p, q, rtol=0, atol=1e-6)
-    torch._dynamo.reset()
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_compiled_model_trains_like_the_model():
-    torch._dynamo.reset()
-    model, other = mlp(), mlp()
-    compiled = torch.compile(other, backend="aot_eager")
-    compiled.input_shape = other.input_shape
-    one = sparse(model, SGD(model.parameters(), lr=0.1), "rigl")
-    two = sparse(compiled, SGD(compiled.parameters(), lr=0.1), "rigl")
-    train(model, one, 7)
-    train(compiled, two, 7)
-    assert_same(dict(one.masks), dict(two.masks))
-    for p, q in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.allclose(p, q, rtol=0, atol=1e-12)
-    torch._dynamo.reset()
 
 
 # --- hooks on the optimizer (row 18) --------------------------------------------------------------
@@ -399,140 +233,6 @@ def test_a_zero_redundancy_optimizer_consolidates(tmp_path):
         assert optimizer.steps == 4
     finally:
         torch.distributed.destroy_process_group()
-
-
-# --- averages and late loading (row 24) -----------------------------------------------------------
-
-
-@pytest.mark.parametrize("average", ["ema", "swa"])
-def test_masks_applied_to_an_average_give_it_the_target_density(average):
-    model = mlp((6, 16, 5))
-    optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "set", update_every=2)
-    options = {"multi_avg_fn": get_ema_multi_avg_fn(0.9)} if average == "ema" else {}
-    averaged = AveragedModel(model, **options)
-    train(model, optimizer, 20, after_step=lambda step: averaged.update_parameters(model))
-
-    def density():
-        kept = [averaged.module.get_parameter(layer.name) for layer in optimizer.layers]
-        return sum(int((p != 0).sum()) for p in kept) / sum(p.numel() for p in kept)
-
-    assert density() > 1.5 * optimizer.density
-    biases = averaged.module[0].bias.clone()
-    optimizer.apply_masks(averaged)
-    assert density() <= optimizer.density
-    for layer in optimizer.layers:
-        assert (averaged.module.get_parameter(layer.name)[~layer.mask] == 0).all()
-    assert torch.equal(averaged.module[0].bias, biases)
-
-
-def test_masks_apply_to_a_copy_by_order_where_names_are_unknown():
-    model = mlp()
-    optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "set", model=None)
-    copied = mlp(seed=4)
-    optimizer.apply_masks(copied)
-    for layer, p in zip(optimizer.layers, (copied[0].weight, copied[2].weight), strict=True):
-        assert (p[~layer.mask] == 0).all() and (p[layer.mask] != 0).all()
-
-
-@pytest.mark.parametrize("other", [lambda: mlp((6, 9, 5)), lambda: mlp((6, 8, 8, 5)), nn.Identity])
-def test_masks_do_not_apply_to_another_model(other):
-    model, other = mlp(), other()
-    optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "set", exclude="0")
-    before = copy.deepcopy(dict(other.state_dict()))
-    with pytest.raises(ValueError, match="2.weight"):
-        optimizer.apply_masks(other)
-    assert_same(dict(other.state_dict()), before)
-
-
-WRITES = {
-    "load_state_dict": lambda model: model.load_state_dict(mlp(seed=9).state_dict()),
-    "under no_grad": lambda model: [torch.no_grad()(p.fill_)(1.0) for p in model.parameters()],
-    "through .data": lambda model: [p.data.fill_(1.0) for p in model.parameters()],
-    "a new .data": lambda model: [setattr(p, "data", p.data + 1) for p in model.parameters()],
-    "through numpy": lambda model: [p.detach().numpy().fill(1.0) for p in model.parameters()],
-}
-
-
-@pytest.mark.parametrize("inner", ["sgd", "sgd-nesterov", "adamw", "adamw-fused", "muon-like"])
-@pytest.mark.parametrize("storage", ["masked", "auto"])
-@pytest.mark.parametrize("how", WRITES)
-def test_weights_written_late_are_zero_again_after_the_next_step(how, inner, storage):
-    model = mlp()
-    optimizer = sparse(model, inner_named(inner), "set", storage=storage)
-    train(model, optimizer, 4)
-    WRITES[how](model)
-    train(model, optimizer, 1, first=4)
-    assert_zeros(optimizer)
-    WRITES[how](model)
-    optimizer.apply_masks()
-    assert_zeros(optimizer)
-    WRITES[how](model)
-    optimizer.load_state_dict(optimizer.state_dict())
-    assert_zeros(optimizer)
-
-
-@pytest.mark.parametrize("storage", ["masked", "auto"])
-@pytest.mark.parametrize("part", ["one weight", "one row", "everything"])
-def test_a_large_layer_written_in_part_through_data_is_zero_again(part, storage):
-    model = mlp((200, 300, 5), dtype=torch.float32)
-    optimizer = sparse(model, AdamW(model.parameters()), "set", storage=storage, sparsity=0.9)
-    weight = model[0].weight
-    for step in range(3):
-        model(torch.ones(2, 200)).sum().backward()
-        optimizer.step()
-        row = int((~optimizer.masks["0.weight"]).sum(1).argmax())
-        column = int((~optimizer.masks["0.weight"][row]).nonzero()[step])
-        target = {"one weight": weight.data[row, column], "one row": weight.data[row]}
-        target.get(part, weight.data).fill_(1.0)
-        optimizer.zero_grad()
-        model(torch.ones(2, 200)).sum().backward()
-        optimizer.step()
-        assert_zeros(optimizer)
-
-
-def clip_weights(model):  # of a Wasserstein critic (Arjovsky et al. 2017, algorithm 1)
-    for p in model.parameters():
-        p.data.clamp_(-0.25, 0.25)
-
-
-def write_one_weight(model):
-    row, column = (model[0].weight != 0).nonzero()[1]
-    model[0].weight.data[row, column] = 0.75
-
-
-@pytest.mark.parametrize("change", [clip_weights, write_one_weight])
-@pytest.mark.parametrize("storage", ["compact", "auto"])
-def test_active_weights_changed_through_data_keep_what_was_written(storage, change):
-    results = []
-    for kind in ("masked", storage):
-        model = mlp((100, 150, 5))
-        with torch.no_grad():
-            model[0].weight.mul_(0.15)  # few lie beyond the clip
-        optimizer = sparse(
-            model, SGD(model.parameters(), lr=0.01, momentum=0.9), "set", storage=kind
-        )
-        for step in range(6):
-            optimizer.zero_grad()
-            loss_of(model, step).backward()
-            optimizer.step()
-            change(model)
-        optimizer.zero_grad()
-        loss_of(model, 6).backward()
-        optimizer.step()
-        assert_zeros(optimizer)
-        results.append(model)
-    for p, q in zip(*(model.parameters() for model in results), strict=True):
-        assert torch.allclose(p, q, rtol=0, atol=1e-12)
-
-
-def test_a_model_moved_to_another_type_keeps_its_masks():
-    model = mlp(dtype=torch.float32)
-    optimizer = sparse(model, SGD(model.parameters(), lr=0.1, momentum=0.9), "rigl")
-    masks = copy.deepcopy(optimizer.masks)
-    model.double()
-    assert_same(dict(optimizer.masks), masks)
-    train(model, optimizer, 4, after_step=lambda step: assert_zeros(optimizer))
-    assert optimizer.updates == 1
 
 
 # --- the model is not touched (row 25) ------------------------------------------------------------
