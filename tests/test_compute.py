@@ -755,7 +755,7 @@ def test_traces_and_exported_programs_are_those_of_the_dense_model() -> None:
     train(model, optimizer, 3)
     values = torch.linspace(-1, 1, 60).view(3, 20)
     traced = torch.jit.trace(model, values)
-    program = torch.export.export(model, (values,)).module()
+    program = torch.export.export(model, (values,), strict=False).module()
     train(model, optimizer, 3)
     torch.testing.assert_close(traced(values), model(values), **EXACT)  # shares its weights
     torch.testing.assert_close(program(values), model(values), **EXACT)
