@@ -160,6 +160,15 @@ def test_extra_corruptions_take_part_where_they_are(tmp_path):
     assert TinyImageNetC(tmp_path).corruptions == (*CORRUPTIONS[:15], "spatter")
 
 
+def test_h265_crf_is_read_where_it_is_named(tmp_path):
+    for name in (*THREE_D, "h265_crf"):
+        for severity in range(1, 6):
+            write_image_tree(tmp_path / name / str(severity), WNIDS, 1)
+    assert ImageNet3DCC(tmp_path).corruptions == THREE_D
+    for names in ("h265_crf", ["h265_crf"], ["fog_3d", "h265_crf"]):
+        assert "h265_crf" in ImageNet3DCC(tmp_path, names).corruptions
+
+
 def test_a_missing_severity_folder_is_named(tmp_path):
     write_image_tree(tmp_path / "fog" / "1", WNIDS, 1)
     with pytest.raises(FileNotFoundError, match=r"fog/2 is missing; expected a severity"):
@@ -249,6 +258,9 @@ def test_a_cut_idx_file_is_named(tmp_path):
     (tmp_path / "fmnist-c-test-labels-ubyte.gz").write_bytes(_idx(np.arange(6)))
     with pytest.raises(ValueError, match=r"fmnist-c-test-ubyte\.gz is damaged"):
         FashionMNISTC(tmp_path)
+    (tmp_path / "fmnist-c-test-ubyte.gz").write_bytes(gzip.compress(whole)[:-5])
+    with pytest.raises(ValueError, match=r"fmnist-c-test-ubyte\.gz is damaged .*end-of-stream"):
+        FashionMNISTC(tmp_path)
 
 
 CLEAN = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
@@ -318,7 +330,43 @@ def test_generate_refuses_bad_input_before_writing(tmp_path):
         generate((CLEAN / 255.0, LABELS), tmp_path / "a", progress=False)
     with pytest.raises(ValueError, match="5 images but 2 labels"):
         generate((CLEAN, [1, 2]), tmp_path / "a", progress=False)
+    with pytest.raises(ValueError, match=r"labels of shape \(5, 1\) must be \(N,\)"):
+        generate((CLEAN, np.zeros((5, 1))), tmp_path / "a", progress=False)
+    with pytest.raises(ValueError, match="size=16: arrays keep"):
+        generate((CLEAN, LABELS), tmp_path / "a", size=16, progress=False)
+    with pytest.raises(TypeError, match=r"source must be \(images, labels\), or a folder"):
+        generate(CLEAN, tmp_path / "a", progress=False)
+    with pytest.raises(ValueError, match="'perlin_noise' has constants for imagenet only"):
+        generate((CLEAN, LABELS), tmp_path / "a", corruption=["fog", "perlin_noise"])
+    with pytest.raises(ValueError, match="too small for 'glass_blur'"):
+        generate((CLEAN[:, :9], LABELS), tmp_path / "a", scale="imagenet", progress=False)
     assert not (tmp_path / "a").exists()
+
+
+def test_generate_refuses_folders_that_it_could_not_finish(tmp_path):
+    write_image_tree(tmp_path / "clean", WNIDS, 1, side=40)
+    options = {"corruption": ["fog", "perlin_noise"], "progress": False}
+    with pytest.raises(ValueError, match="'perlin_noise' has constants for imagenet only"):
+        generate(tmp_path / "clean", tmp_path / "a", **options)
+    with pytest.raises(ValueError, match="size=0 must be >= 1"):
+        generate(tmp_path / "clean", tmp_path / "a", corruption="fog", size=0, progress=False)
+    image = next((tmp_path / "clean" / WNIDS[1]).iterdir())
+    image.with_suffix(".png").write_bytes(image.read_bytes())
+    with pytest.raises(ValueError, match=rf"{image.stem}.*differ in their ending only"):
+        generate(tmp_path / "clean", tmp_path / "a", corruption="fog", progress=False)
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_cannot_be_corrupted_is_refused_when_the_set_is_made():
+    with pytest.raises(ValueError, match="'perlin_noise' has constants for imagenet only"):
+        Corrupted(CLEAN, LABELS, "cifar", corruption=["fog", "perlin_noise"])
+    with pytest.raises(ValueError, match="too small for 'glass_blur'"):
+        Corrupted(CLEAN[:, :9], LABELS, "imagenet")
+    for labels in (torch.zeros(5, 1), np.eye(5)):
+        with pytest.raises(ValueError, match=r"one class index per image"):
+            Corrupted(CLEAN, labels, "cifar")
+    with pytest.raises(ValueError, match="seed=-1"):
+        Corrupted(CLEAN, LABELS, "cifar", seed=-1)
 
 
 def test_images_corrupted_on_the_fly_equal_a_generated_set(tmp_path):

@@ -194,6 +194,14 @@ def test_camera_moves_blur_near_things_more_and_longer_exposures_more(name):
     assert not np.array_equal(function(batch, 3, depth, seed=1)[0], out)
 
 
+def test_depth_is_taken_from_arrays_and_tensors_alike():
+    disparity = np.array([[4096.0, 256.0], [np.nan, -1.0]])
+    depth = robustness.depth_from_disparity(disparity)
+    assert depth.tolist() == [[0.125, 0.5], [0.5, 0.5]] and depth.dtype == np.float32
+    tensor = torch.tensor(disparity, requires_grad=True)
+    assert np.array_equal(robustness.depth_from_disparity(tensor), depth)
+
+
 def test_real_depth_makes_real_photographs_foggier_with_distance():
     data = pytest.importorskip("skimage.data")
     left, _, disparity = data.stereo_motorcycle()

@@ -119,6 +119,12 @@ def test_bad_clips_are_refused():
         corrupt_video(np.zeros((2, 8, 8, 3)), "rotate", 1)
     with pytest.raises(ValueError, match="nearest: rotate"):
         corrupt_video(counted(2), "rotated", 1)
+    with pytest.raises(ValueError, match="index=-1"):
+        corrupt_video(counted(2), "rotate", 1, index=-1)
+    with pytest.raises(ValueError, match="size=-3"):
+        corrupt_video(counted(2), "translate", 1, size=-3)
+    with pytest.raises(ValueError, match="size=2 is for 'translate'"):
+        corrupt_video(counted(2), "rotate", 1, size=2)
 
 
 @pytest.fixture
@@ -177,6 +183,9 @@ def test_time_runs_backwards_under_reverse_sampling(ucf):
 
 
 def test_ucf101_names_what_is_missing_or_damaged(ucf):
+    for options in ({"frames": 0}, {"size": -1}):
+        with pytest.raises(ValueError, match="must be >= 1"):
+            CorruptedUCF101(ucf, **options)
     video = next((ucf / "UCF-101" / "Archery").iterdir())
     video.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=rf"{video.name} is damaged"):
@@ -254,6 +263,25 @@ def test_voc_names_what_is_missing(voc):
         CorruptedVOC(root / "JPEGImages")
     with pytest.raises(ValueError, match="nearest: imagecorruptions"):
         CorruptedVOC(voc, engine="imagecorruption")
+    with pytest.raises(ValueError, match="size=0"):
+        CorruptedVOC(voc, size=0)
+    (root / "ImageSets" / "Segmentation" / "none.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"none\.txt is empty"):
+        CorruptedVOC(voc, split="none")
+
+
+@pytest.mark.parametrize("engine", ["sparseopt", "imagecorruptions"])
+def test_both_engines_refuse_the_same(engine):
+    image = np.zeros((40, 48, 3), np.uint8)
+    for options, says in [
+        ({"severity": 0}, "severity=0"),
+        ({"severity": 9}, "severity=9"),
+        ({"index": -1}, "index=-1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"name": "fogg"}, "nearest: fog"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            corrupted_image(image, **{"name": "fog", "severity": 1, "engine": engine, **options})
 
 
 @pytest.mark.slow

@@ -48,6 +48,15 @@ def check_seed(seed: int) -> int:
     return int(seed)
 
 
+def check_length(length: int, argument: str) -> int:
+    """A number of pixels or frames as an int of at least 1."""
+    if isinstance(length, bool) or not isinstance(length, int | np.integer):
+        raise TypeError(f"{argument}={length!r} must be an int >= 1")
+    if length < 1:
+        raise ValueError(f"{argument}={length} must be >= 1")
+    return int(length)
+
+
 def as_batch(images: Images, argument: str = "images") -> Array:
     """The images as a contiguous uint8 array (N, H, W, C); gray images get C = 1."""
     array = _as_numpy(images, argument)

@@ -120,6 +120,15 @@ def corrupt(
     return like(result, images)
 
 
+def check_all(images: Images, names: Sequence[str], severities: Sequence[int], scale: str) -> None:
+    """Raise TypeError or ValueError where `corrupt` would for any of these, before any work."""
+    first = as_batch(images[:1])
+    for name in names:
+        _, table = recipe(name, scale)
+        for severity in severities:
+            check_side(first, smallest_side(name, table[severity - 1]), name)
+
+
 def recipe(name: str, scale: str) -> tuple[Kernel, tuple[Any, ...]]:
     """The kernel of a corruption and its constants for severities 1 to 5 at a scale."""
     check_name(scale, SCALES, "scale")

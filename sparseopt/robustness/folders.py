@@ -171,10 +171,10 @@ class ImageNet3DCC(_FolderSet):
     """
 
     name = "ImageNet-3DCC"
-    published = THREE_D
+    published, extra = THREE_D, ("h265_crf",)
 
     def _names(self, corruption: str | Sequence[str] | None) -> tuple[str, ...]:
-        return ("h265_crf",) if corruption == "h265_crf" else super()._names(corruption)
+        return self.published if corruption is None else super()._names(corruption)
 
 
 class ImageNetCBar(_FolderSet):

@@ -15,15 +15,22 @@ from typing import Any
 import numpy as np
 
 from sparseopt.robustness._constants import SCALES
-from sparseopt.robustness._door import SEVERITIES, Array, Images, check_name, check_seed
+from sparseopt.robustness._door import (
+    SEVERITIES,
+    Array,
+    Images,
+    check_length,
+    check_name,
+    check_seed,
+)
 from sparseopt.robustness._extras import need, progress_bar
 from sparseopt.robustness.c_bar import STRENGTHS
-from sparseopt.robustness.corruptions import CORRUPTIONS, GENERATED, corrupt
+from sparseopt.robustness.corruptions import CORRUPTIONS, GENERATED, check_all, corrupt, recipe
 from sparseopt.robustness.folders import ENDINGS, class_folders, read_image
 from sparseopt.robustness.sets import (
-    check_equal_lengths,
     chosen_corruptions,
     chosen_severities,
+    class_indices,
     existing,
 )
 
@@ -66,7 +73,10 @@ def generate(
         The folder written to.
 
     Raises:
-        ValueError: the folder holds a set made with other settings, or bad images.
+        TypeError, ValueError: bad images or labels, a corruption that has no constants at this
+            scale, an option that the source does not take, or a folder that holds a set made with
+            other settings; nothing has been written then.
+        FileNotFoundError: the source is a folder without images.
 
     Example:
         >>> import numpy as np, tempfile
@@ -78,15 +88,24 @@ def generate(
     """
     check_name(scale, SCALES, "scale")
     names = chosen_corruptions(corruption, CORRUPTIONS, GENERATED)
+    for name in names:
+        recipe(name, scale)  # refuses what has no constants at this scale
     job = {"scale": scale, "seed": check_seed(seed)}
     folder = Path(root)
     with _pool(workers) as run:
         if isinstance(source, str | Path):
             levels = chosen_severities(severity)
+            size = None if size is None else check_length(size, "size")
             _generate_folders(Path(source), folder, names, levels, size, job, run, progress)
         else:
             if severity is not None and chosen_severities(severity) != SEVERITIES:
                 raise ValueError(f"severity={severity!r}: arrays hold all five; leave it out")
+            if size is not None:
+                raise ValueError(
+                    f"size={size!r}: arrays keep the size of their images; leave it out"
+                )
+            if not isinstance(source, tuple | list) or len(source) != 2:
+                raise TypeError("source must be (images, labels), or a folder of clean images")
             _generate_arrays(*source, folder, names, job, run, progress)
     return folder
 
@@ -115,12 +134,12 @@ def _generate_arrays(
     run: Run,
     progress: bool,
 ) -> None:
-    check_equal_lengths(images, labels)
+    check_all(images, names, SEVERITIES, job["scale"])
+    indices = class_indices(labels, len(images)).numpy()
     array = images if isinstance(images, np.ndarray) else np.asarray(images.cpu())
-    corrupt(array[:1], names[0], 1, job["scale"])  # refuses bad input before anything is written
     digest = hashlib.sha256(array.tobytes()).hexdigest()
     _same_settings(root, {**job, "images": digest})
-    _replace(root / "labels.npy", lambda path: _save(path, np.tile(np.asarray(labels), 5)))
+    _replace(root / "labels.npy", lambda path: _save(path, np.tile(indices, 5)))
     bar = progress_bar(5 * len(array) * len(names), "corrupting", progress)
     for name in names:
         target = root / f"{name}.npy"
@@ -198,6 +217,7 @@ def _generate_folders(
     ]
     if not files:
         raise FileNotFoundError(f"{source} holds no images; expected <class>/<image>.JPEG")
+    _check_names(files)
     _same_settings(root, {**job, "size": size, "images": len(files)})
     cells = [(name, level) for name in names for level in levels]
     tasks = [(path, i, root, cells, size, job) for i, path in enumerate(files)]
@@ -205,6 +225,15 @@ def _generate_folders(
     for _ in run(_write_image, tasks):
         bar.update()
     bar.close()
+
+
+def _check_names(files: Sequence[Path]) -> None:
+    """Raise ValueError for images that would be written to one file: all become .JPEG."""
+    seen: dict[tuple[Path, str], Path] = {}
+    for path in files:
+        other = seen.setdefault((path.parent, path.stem), path)
+        if other is not path:
+            raise ValueError(f"{other} and {path.name} differ in their ending only; rename one")
 
 
 def _write_image(

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparseopt.robustness._door import Array, check_name, check_seed
+from sparseopt.robustness._door import (
+    Array,
+    check_length,
+    check_name,
+    check_seed,
+    check_severity,
+    image_indices,
+)
 from sparseopt.robustness._extras import need
 from sparseopt.robustness._streams import generator
 from sparseopt.robustness.corruptions import CORRUPTIONS, corrupt
@@ -45,6 +52,7 @@ class CorruptedVOC(FileSet):
 
     Raises:
         FileNotFoundError: a list, an image or a mask is missing; names its path.
+        ValueError: an unknown corruption or engine, an empty list, or, on reading, a damaged file.
 
     Source: Everingham et al. (2012); Wu et al. (2024), appendix A.9.
     """
@@ -66,11 +74,14 @@ class CorruptedVOC(FileSet):
     ) -> None:
         super().__init__(chosen_corruptions(corruption, CORRUPTIONS), chosen_severities(severity))
         check_name(engine, ENGINES, "engine")
+        self.size = None if size is None else check_length(size, "size")
         self.root = _voc_folder(Path(root))
         listing = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
         self.names = existing(listing, "one image name per line").read_text().split()
+        if not self.names:
+            raise ValueError(f"{listing} is empty; expected one image name per line")
         self.pairs = [_pair(self.root, name) for name in self.names]
-        self.size, self.engine, self.transform = size, engine, transform
+        self.engine, self.transform = engine, transform
         self.seed, self.uniform = check_seed(seed), size is not None
         self.name = f"corrupted Pascal VOC 2012 {split}"
 
@@ -91,13 +102,35 @@ def corrupted_image(
 
     `imagecorruptions` draws from numpy's global generator; it is seeded for this image and put
     back afterwards.
+
+    Args:
+        image: uint8 (H, W, 3).
+        name: one of `CORRUPTIONS`.
+        severity: 1 (mild) to 5.
+        engine: "sparseopt" or "imagecorruptions".
+        seed: chooses another draw of all random numbers.
+        index: place of the image in its data set.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        ImportError: for "imagecorruptions" without that package.
+        TypeError, ValueError: as `corrupt`; also for an unknown engine.
+
+    Example:
+        >>> import numpy as np
+        >>> corrupted_image(np.zeros((40, 60, 3), np.uint8), "fog", 3).shape
+        (40, 60, 3)
     """
     check_name(engine, ENGINES, "engine")
     check_name(name, CORRUPTIONS)
+    severity, seed = check_severity(severity), check_seed(seed)
+    (place,) = image_indices(index, 1)
     if engine == "sparseopt":
-        return np.asarray(corrupt(image[None], name, severity, "imagenet", seed, index))[0]
+        return np.asarray(corrupt(image[None], name, severity, "imagenet", seed, place))[0]
     theirs = need("imagecorruptions", "engine='imagecorruptions'").corruption_dict[name]
-    number = int(generator(seed, name, severity, index).integers(2**31))
+    number = int(generator(seed, name, severity, place).integers(2**31))
     # these two keep generators of their own, which only an argument reaches
     options = {"seed": number} if name in ("glass_blur", "impulse_noise") else {}
     before = np.random.get_state()

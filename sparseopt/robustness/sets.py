@@ -13,9 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sparseopt.robustness._door import SEVERITIES, Array, Images, check_name, check_severity
+from sparseopt.robustness._door import (
+    SEVERITIES,
+    Array,
+    Images,
+    check_name,
+    check_seed,
+    check_severity,
+)
 from sparseopt.robustness._extras import need
-from sparseopt.robustness.corruptions import CORRUPTIONS, GENERATED, corrupt
+from sparseopt.robustness.corruptions import CORRUPTIONS, GENERATED, check_all, corrupt
 
 Key = tuple[str, int]
 Sample = tuple[Any, Any]
@@ -164,6 +171,10 @@ class Corrupted(CorruptionSet):
         transform: called with the Pillow image; without it, float32 (C, H, W) in [0, 1].
         name: for reports.
 
+    Raises:
+        TypeError, ValueError: as `corrupt`, for any of the corruptions; and for labels that are
+            not one class index per image.
+
     Example:
         >>> import numpy as np
         >>> images = np.zeros((4, 32, 32, 3), dtype=np.uint8)
@@ -186,11 +197,11 @@ class Corrupted(CorruptionSet):
         super().__init__(
             chosen_corruptions(corruption, CORRUPTIONS, GENERATED), chosen_severities(severity)
         )
-        self.labels = torch.as_tensor(np.asarray(labels)).long()
-        self.images, self.scale, self.transform, self.seed = images, scale, transform, seed
+        check_all(images, self.corruptions, self.severities, scale)
+        self.labels = class_indices(labels, len(images))
+        self.images, self.scale, self.transform = images, scale, transform
+        self.seed = check_seed(seed)
         self.name = f"{name} ({scale} constants)"
-        check_equal_lengths(images, self.labels)
-        corrupt(images[:1], self.corruptions[0], 1, scale, seed)  # refuses bad input right here
 
     def read(self, corruption: str, severity: int) -> Dataset[Sample]:
         return _CorruptedPart(self, corruption, severity)
@@ -221,10 +232,15 @@ class _CorruptedPart(Dataset[Sample]):
         ]
 
 
-def check_equal_lengths(images: Any, labels: Any) -> None:
-    """Raise ValueError unless there is one label per image."""
-    if len(images) != len(labels):
-        raise ValueError(f"{len(images)} images but {len(labels)} labels; give one per image")
+def class_indices(labels: Any, count: int) -> Tensor:
+    """The labels of `count` images as int64 (count,); ValueError for anything else."""
+    given = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+    if given.ndim != 1:
+        shape = tuple(given.shape)
+        raise ValueError(f"labels of shape {shape} must be (N,): one class index per image")
+    if len(given) != count:
+        raise ValueError(f"{count} images but {len(given)} labels; give one per image")
+    return given.cpu().long()
 
 
 def chosen_corruptions(

@@ -22,6 +22,7 @@ from sparseopt.robustness._door import (
     as_batch,
     check_seed,
     check_severity,
+    check_side,
     image_indices,
     like,
 )
@@ -194,15 +195,19 @@ def depth_from_disparity(disparity: Any, unit: float = 512.0, farthest: float = 
     """Depth in the original's units, min(unit / disparity, farthest), from a disparity map.
 
     Args:
-        disparity: > 0, larger is nearer; what MiDaS predicts, or stereo. Values that are not
-            finite or not positive count as farthest.
+        disparity: any shape, numpy or torch; larger is nearer: what MiDaS predicts, or stereo.
+            Values that are not finite or not positive count as farthest.
         unit: the original divides predictions by 512.
         farthest: depths are cut here.
 
     Returns:
-        float32 of the same shape.
+        float32 of the same shape, numpy.
+
+    Example:
+        >>> depth_from_disparity([4096.0, 256.0, 0.0]).tolist()
+        [0.125, 0.5, 0.5]
     """
-    values = np.asarray(disparity, dtype=np.float64)
+    values = np.asarray(_numpy(disparity), dtype=np.float64)
     valid = np.isfinite(values) & (values > 0)
     depth = np.where(valid, unit / np.where(valid, values, 1), np.inf)
     return np.minimum(depth, farthest).astype(np.float32)
@@ -212,8 +217,7 @@ def _with_map(images: Images, severity: int, values: Any, name: str) -> tuple[Ar
     """The batch as float32 and its map as float32 (N, H, W); checks both."""
     check_severity(severity)
     batch = as_batch(images).astype(np.float32)
-    values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
-    maps = np.asarray(values, dtype=np.float32)
+    maps = np.asarray(_numpy(values), dtype=np.float32)
     if maps.shape == batch.shape[1:3]:
         maps = np.broadcast_to(maps, batch.shape[:3])
     if maps.shape != batch.shape[:3]:
@@ -224,6 +228,10 @@ def _with_map(images: Images, severity: int, values: Any, name: str) -> tuple[Ar
     if not np.isfinite(maps).all() or (maps < 0).any():
         raise ValueError(f"{name} must be finite and >= 0; fill holes in the map first")
     return batch, maps
+
+
+def _numpy(values: Any) -> Any:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
 
 
 def _focused(batch: Array, depth: Array, aperture: float, focus: int) -> Array:
@@ -259,13 +267,15 @@ def _moved(
     index: int | Sequence[int],
 ) -> Array:
     """The mean of the first frames of a camera move of 60 frames."""
+    check_side(batch, 2, name)
+    seed = check_seed(seed)
     rows, columns = pixel_grid(*batch.shape[1:3])
     count, out = frames[severity - 1], np.empty_like(batch)
     for i, place in enumerate(image_indices(index, len(batch))):
         total = np.zeros_like(batch[i : i + 1])
         for frame in range(count):
             # the same generator for every frame and severity: a severity is a longer exposure
-            rng = generator(check_seed(seed), name, 0, place)
+            rng = generator(seed, name, 0, place)
             down, right = move(rng, frame / (_ALL_FRAMES - 1), nearness[i])
             total += sampled(batch[i : i + 1], rows + down, columns + right, "edge")
         out[i] = total[0] / count

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparseopt.robustness._door import Array, check_seed
+from sparseopt.robustness._door import Array, check_length, check_seed
 from sparseopt.robustness._extras import need
 from sparseopt.robustness.sets import (
     FileSet,
@@ -34,7 +34,8 @@ class CorruptedUCF101(FileSet):
             `ucfTrainTestlist` beside the videos, or `root`.
         corruption: one of `VIDEO` or several; all 16 by default.
         severity: one of 1..5 or several; 1 to 4 by default, as in the paper.
-        frames, size: of the clips.
+        frames: frames of a clip, at least 1.
+        size: side of its frames in pixels.
         split: 1, 2 or 3.
         transform: called with the clip, float32 (C, T, H, W) in [0, 1]; normalise here.
         seed: see `corrupt`.
@@ -66,7 +67,8 @@ class CorruptedUCF101(FileSet):
         super().__init__(chosen_corruptions(corruption, VIDEO), chosen_severities(levels))
         folder = existing(Path(root), "the folder with UCF-101")
         self.root = folder / "UCF-101" if (folder / "UCF-101").is_dir() else folder
-        self.frames, self.size, self.transform = frames, size, transform
+        self.frames, self.size = check_length(frames, "frames"), check_length(size, "size")
+        self.transform = transform
         self.seed = check_seed(seed)
         lists = Path(annotations) if annotations else _annotations(folder, self.root)
         classes = _read_classes(lists / "classInd.txt")
@@ -156,7 +158,7 @@ def _read_list(path: Path, classes: dict[str, int], root: Path) -> list[tuple[Pa
     """Videos of a list with lines "Class/v_Class_g01_c01.avi", a label behind is ignored."""
     expected = 'lines like "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi"'
     samples = []
-    for line in existing(path, expected).read_text().split("\n"):
+    for line in existing(path, expected).read_text().splitlines():
         if not line.strip():
             continue
         name = line.split()[0]

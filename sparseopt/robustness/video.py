@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from sparseopt.robustness import _blur, _digital, _noise
 from sparseopt.robustness._constants import IMAGENET, TINY
@@ -18,10 +17,13 @@ from sparseopt.robustness._door import (
     Array,
     Images,
     as_batch,
+    check_length,
     check_name,
     check_seed,
     check_severity,
     check_side,
+    image_indices,
+    like,
 )
 from sparseopt.robustness._resample import pixel_grid, sampled
 from sparseopt.robustness._streams import generator, in_pieces, truncated
@@ -66,7 +68,8 @@ def corrupt_video(
         uint8 frames; fewer of them for `sampling`, `reverse_sampling` and `freeze`.
 
     Raises:
-        TypeError, ValueError: as `corrupt`; also for a clip without frames.
+        TypeError, ValueError: as `corrupt`; also for a clip without frames, and for a `size` below
+            1 or with another perturbation than `translate`.
 
     Example:
         >>> import numpy as np
@@ -80,21 +83,18 @@ def corrupt_video(
     if len(frames) == 0:
         raise ValueError("clip has no frames; give (T, H, W, C) with T >= 1")
     check_side(frames, 4, name)
+    if size is not None and name != "translate":
+        raise ValueError(f"size={size!r} is for 'translate'; cut the clip before {name!r}")
+    (place,) = image_indices(index, 1)
     if name in _FRAMEWISE:
-        return _like(_framewise(frames, name, severity, seed, index), clip)
-    rng = generator(seed, f"video/{name}", severity, index)
+        return like(_framewise(frames, name, severity, seed, place), clip)
+    rng = generator(seed, f"video/{name}", severity, place)
     if name in TEMPORAL:
-        return _like(frames[TEMPORAL[name](len(frames), severity, rng)], clip)
+        return like(frames[TEMPORAL[name](len(frames), severity, rng)], clip)
     if name == "translate":
-        return _like(_translated(frames, severity, rng, size), clip)
-    return _like(_rotated(frames, _angles(name, len(frames), severity, rng)), clip)
-
-
-def _like(frames: Array, clip: Images) -> Images:
-    frames = frames[..., 0] if clip.ndim == 3 else frames
-    if isinstance(clip, torch.Tensor):
-        return torch.from_numpy(np.ascontiguousarray(frames)).to(clip.device)
-    return frames
+        side = None if size is None else check_length(size, "size")
+        return like(_translated(frames, severity, rng, side), clip)
+    return like(_rotated(frames, _angles(name, len(frames), severity, rng)), clip)
 
 
 def _framewise(frames: Array, name: str, severity: int, seed: int, index: int) -> Array:
