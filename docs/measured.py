@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def results(file: str) -> dict[str, Any]:
@@ -17,8 +19,9 @@ def results(file: str) -> dict[str, Any]:
 
 def source(file: str) -> str:
     machine = results(file)["machine"]
+    command = machine["command"].replace("python ", "python benchmarks/", 1)
     return (
-        f"`{machine['command']}`, commit {machine['commit']}, torch {machine['torch']}, "
+        f"`{command}`, commit {machine['commit']}, torch {machine['torch']}, "
         f"{machine['processor']}, {machine['threads']} thread, {machine['date']}."
     )
 
@@ -108,9 +111,29 @@ def convolutions() -> str:
 
     sparsities = [row["sparsity"] for row in rows]
     return (
-        f"1×1 convolutions would run {ratios(1)} times as fast as dense ones at "
-        f"S = {min(sparsities)} to {max(sparsities)}, and 3×3 ones {ratios(3)} times."
+        f"As CSR products of unfolded inputs, forward only, 1×1 convolutions would run {ratios(1)} "
+        f"times as fast as\ndense ones at S = {min(sparsities)} to {max(sparsities)}, and 3×3 ones "
+        f"{ratios(3)} times\n"
+        f"({source('compute-convolutions.json').rstrip('.')})."
     )
+
+
+def demo_table() -> str:
+    """What examples/demo.py prints at its end, but for the seconds, in cells of its own making."""
+    sys.path.append(str(ROOT / "examples"))
+    import demo
+
+    runs = [demo.Run(**row) for row in results("examples.json")["demo"]]
+    heads, *rows = (row[:-1] for row in demo.cells(runs))
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def recipe() -> str:
+    """A run of a recipe: the command and what it printed."""
+    run = results("examples.json")["recipe"]
+    command = " \\\n      ".join(run["command"])
+    return "\n".join(["```", f"$ python {command}", *run["printed"], "```"])
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -122,4 +145,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compute-aims": compute_aims,
     "compute-convolutions": convolutions,
     "corruption-strength-source": lambda: source("corruption_strength.json"),
+    "demo": demo_table,
+    "recipe": recipe,
+    "examples-source": lambda: source("examples.json"),
 }

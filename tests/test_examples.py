@@ -253,6 +253,8 @@ def test_quickstart_fits_on_a_page_and_learns(
     assert len((root / "examples" / "quickstart.py").read_text().splitlines()) <= 40
     accuracy = example("quickstart").main()
     assert accuracy > 0.95
+    for page in ("README.md", "examples/quickstart.py"):
+        assert "test accuracy above 95 %" in (root / page).read_text()
     printed = capsys.readouterr().out
     assert "density" in printed and f"test accuracy {accuracy:.1%}" in printed
 

@@ -6,6 +6,8 @@ import csv
 import doctest
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -186,6 +188,23 @@ def test_the_examples_in_the_docstrings_run(example):
 def test_the_page_has_the_table_and_every_recipe(example):
     page = (FOLDER / "README.md").read_text()
     assert example.recipe.table() in page
+
+
+def test_the_sample_on_the_page_is_what_its_command_prints_but_for_the_numbers(
+    example, tmp_path, capsys
+):
+    page = (FOLDER / "README.md").read_text()
+    sample = page.partition("<!-- table: recipe -->\n```\n$ python ")[2].partition("\n```")[0]
+    command, printed = re.split(r"(?<!\\)\n", sample, maxsplit=1)
+    script, *arguments = shlex.split(command.replace("\\\n", ""))
+    assert script == "examples/recipes/run.py"
+    quick = ["--set", "epochs=2", "batch_size=4", "update_every=2", "--data", "fake", "--tiny"]
+    example.run.main([*arguments, *quick, "--out", str(tmp_path)])
+    assert without_numbers(capsys.readouterr().out) == without_numbers(printed)
+
+
+def without_numbers(text: str) -> str:
+    return re.sub(r"\d[\d,.]*(e[+-]\d+)?", "#", " ".join(text.split()))
 
 
 # Tables 4-6: training FLOPs, FLOPs of a sample, parameters at S = 0.5, each in its unit
