@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -391,3 +392,9 @@ def snapshot(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
             "group_keys": [sorted(group) for group in optimizer.param_groups],
         }
     )
+
+
+def through_a_file(value: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)

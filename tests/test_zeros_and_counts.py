@@ -3,12 +3,12 @@
 import copy
 import math
 import random
-import warnings
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from by_hand import give_gradients, state_of, take_all, weights
 from common import (
     COMMON_INNERS,
     DYNAMIC,
@@ -20,21 +20,18 @@ from common import (
     Recipe,
     assert_same,
     assert_zeros,
-    batch,
     convnet,
     inner_named,
     loss_of,
     mlp,
     numbers,
-    rng,
-    single,
     sparse,
     train,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Optimizer
 
 from sparseopt import SparseOptimizer, distributions
 
@@ -49,37 +46,6 @@ SHAPES = st.lists(
     max_size=4,
 )
 SPARSITIES = st.integers(0, 990).map(lambda thousandths: thousandths / 1000)
-
-
-def weights(shapes, seed=0, dtype=torch.float64):
-    return [
-        nn.Parameter(torch.randn(shape, generator=rng(seed + i), dtype=torch.float64).to(dtype))
-        for i, shape in enumerate(shapes)
-    ]
-
-
-def give_gradients(parameters, seed):
-    for i, p in enumerate(parameters):
-        p.grad = torch.randn(p.shape, generator=rng(1000 * seed + i), dtype=torch.float64).to(p)
-
-
-def take_all(name, weight):
-    return True
-
-
-def state_of(optimizer: SparseOptimizer):
-    """Per layer: the optimizer state with one value per weight, in the layout of the weight."""
-    saved = optimizer.state_dict()
-    ids = [i for group in saved["param_groups"] for i in group["params"]]
-    flat = [p for group in optimizer.param_groups for p in group["params"]]
-    for layer in optimizer.layers:
-        position = next(i for i, p in enumerate(flat) if p is layer.weight)
-        entries = saved["state"].get(ids[position], {})
-        yield layer, {
-            key: value for key, value in entries.items()
-            if torch.is_tensor(value) and value.shape == layer.weight.shape
-            and not key.startswith("sparse_")
-        }  # fmt: skip
 
 
 # --- zeros (row 2, invariant 6) -------------------------------------------------------------------
@@ -358,283 +324,6 @@ def test_a_still_topology_equals_masking_by_hand(inner):
             named[name].data.masked_fill_(~mask, 0)
     train(model, optimizer, 10)
     assert_same(dict(model.state_dict()), dict(by_hand.state_dict()))
-
-
-# --- state (invariant 7, row 7) -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("recipe", ["static", "set", "rigl"])
-@pytest.mark.parametrize("inner", [i for i in INNERS if i.elementwise], ids=str)
-def test_state_of_inactive_weights_is_that_of_a_weight_that_saw_no_gradient(inner, recipe):
-    model = inner.model()
-    optimizer = sparse(model, inner, recipe)
-
-    def check(step):
-        for layer, state in state_of(optimizer):
-            for key, value in state.items():
-                neutral = neutral_value(key, optimizer.param_groups[0])
-                # Adamax and AdaBelief add their eps at every step
-                slack = 1e-7 if key in ("exp_inf", "exp_avg_var") else 0.0
-                assert ((value - neutral)[~layer.mask].abs() <= slack).all(), key
-
-    train(model, optimizer, 20, after_step=check)
-
-
-def neutral_value(key, group):
-    named = {"sum": "initial_accumulator_value", "step_size": "lr"}
-    return group[named[key]] if key in named else 0.0
-
-
-@pytest.mark.parametrize("kind, options", [(SGD, {"momentum": 0.9}), (AdamW, {})])
-def test_a_weight_dropped_and_grown_again_with_zero_gradient_stays_at_zero(kind, options):
-    p = nn.Parameter(torch.ones(4, 4, dtype=torch.float64))
-    mask = torch.ones(4, 4, dtype=torch.bool)
-    mask[0, 0] = False
-    optimizer = SparseOptimizer(
-        kind([p], lr=0.1, **options), "rigl", sparsity=1 / 16, topology={"0.0": mask},
-        update_every=1, drop_fraction=1 / 15, include=take_all,
-    )  # fmt: skip
-    gradients = torch.full((4, 4), 0.5, dtype=torch.float64)
-    gradients[3, 3] = 20.0 if kind is SGD else 1.0
-
-    def step(grow_at, small):
-        p.grad = gradients.clone()
-        p.grad[small] = 0.0
-        p.grad[grow_at] = 1e3 if not optimizer.masks["0.0"][grow_at] else 0.0
-        with torch.no_grad():
-            p[small] = p[small] * 1e-9
-        optimizer.step()
-
-    step((0, 0), (3, 3))  # drops (3, 3), which has momentum; grows (0, 0)
-    assert optimizer.masks["0.0"][0, 0] and not optimizer.masks["0.0"][3, 3]
-    step((3, 3), (1, 1))  # grows (3, 3) again
-    assert optimizer.masks["0.0"][3, 3] and p[3, 3] == 0
-    optimizer.update_every = 10**6
-    p.grad = torch.zeros_like(p)
-    optimizer.step()
-    assert p[3, 3] == 0
-
-
-def test_preconditioners_with_the_shape_of_a_square_weight_are_left_alone():
-    inner = inner_named("shampoo-like")
-    model = mlp((6, 6, 5))
-    optimizer = sparse(model, inner, "set", update_every=10**6, total_steps=None)
-    train(model, optimizer, 3)
-    before = copy.deepcopy([dict(optimizer.state[layer.weight]) for layer in optimizer.layers])
-    with pytest.warns(UserWarning, match="'left' of ShampooLike.*left alone"):
-        optimizer.update_topology()
-    assert_same([dict(optimizer.state[layer.weight]) for layer in optimizer.layers], before)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        optimizer.update_topology()  # named once
-
-
-def test_rprop_keeps_positive_step_sizes():
-    model = mlp()
-    optimizer = sparse(model, inner_named("rprop"), "set")
-    train(model, optimizer, 20)
-    for layer in optimizer.layers:
-        assert (optimizer.state[layer.weight]["step_size"] > 0).all()
-
-
-def test_gradient_noise_written_behind_autograd_reaches_no_state():
-    model = mlp()
-    optimizer = sparse(model, SGD(model.parameters(), lr=0.1, momentum=0.9), "static")
-    for step in range(4):
-        optimizer.zero_grad()
-        loss_of(model, step).backward()
-        for p in model.parameters():
-            p.grad.data.add_(torch.randn(p.shape, generator=rng(step), dtype=p.dtype))
-        optimizer.step()
-    for layer, state in state_of(optimizer):
-        assert (state["momentum_buffer"][~layer.mask] == 0).all()
-
-
-# --- selection by a score: scaling, signs, permutations (invariants 10, 11, 12) -------------------
-
-
-def masks_after(weight, gradient, mask, algo, **options):
-    p, optimizer = single(weight, mask, algo, drop_fraction=0.4, **options)
-    p.grad = gradient.clone()
-    optimizer.step()
-    return optimizer.masks["0.0"].clone(), optimizer
-
-
-@st.composite
-def trained(draw):
-    shape = draw(st.lists(st.integers(1, 7), min_size=2, max_size=4))
-    size = math.prod(shape)
-    seed = draw(st.integers(0, 2**20))
-    magnitudes = torch.randperm(size, generator=rng(seed)).double() + 1
-    signs = torch.randint(2, (size,), generator=rng(seed + 1)) * 2 - 1
-    gradient = (torch.randperm(size, generator=rng(seed + 2)).double() + 1) * signs.flip(0)
-    active = draw(st.integers(1, size))
-    mask = torch.zeros(size, dtype=torch.bool)
-    mask[torch.randperm(size, generator=rng(seed + 3))[:active]] = True
-    return [t.view(shape) for t in (magnitudes * signs * mask, gradient, mask)]
-
-
-@given(trained(), st.sampled_from([0.25, 3.0, 1024.0]), st.sampled_from([0.5, 1e3]))
-def test_masks_do_not_depend_on_the_scale_of_weights_or_gradients(layer, c, d):
-    weight, gradient, mask = layer
-    for algo in ("set", "rigl"):
-        one, _ = masks_after(weight, gradient, mask, algo)
-        other, _ = masks_after(c * weight, d * gradient, mask, algo)
-        assert torch.equal(one, other)
-
-
-@given(trained(), st.integers(0, 2**20))
-def test_masks_do_not_depend_on_signs(layer, seed):
-    weight, gradient, mask = layer
-    flips = torch.randint(2, weight.shape, generator=rng(seed)) * 2 - 1
-    for algo in ("set", "rigl"):
-        one, _ = masks_after(weight, gradient, mask, algo)
-        other, _ = masks_after(weight * flips, gradient * flips.flip(0), mask, algo)
-        assert torch.equal(one, other)
-
-
-@given(trained(), st.integers(0, 2**20))
-def test_permuted_positions_give_a_permuted_mask(layer, seed):
-    order = torch.randperm(layer[0].numel(), generator=rng(seed))
-    permuted = [t.flatten()[order].view(t.shape) for t in layer]
-    one, _ = masks_after(*layer, "rigl")
-    other, _ = masks_after(*permuted, "rigl")
-    assert torch.equal(one.flatten()[order].view(one.shape), other)
-
-
-@given(trained())
-def test_rigl_grows_the_largest_gradients_and_drops_the_smallest_weights(layer):
-    weight, gradient, mask = layer
-    new, optimizer = masks_after(weight, gradient, mask, "rigl", regrow_same="forbid")
-    dropped, kept, grown = mask & ~new, mask & new, new & ~mask
-    if dropped.any() and kept.any():
-        assert weight[dropped].abs().max() <= weight[kept].abs().min()
-    left = ~(mask | grown)
-    if grown.any() and left.any():
-        assert gradient[grown].abs().min() >= gradient[left].abs().max()
-    k = math.floor(0.4 * int(mask.sum()) + 1e-9)
-    assert int(grown.sum()) == min(k, int((~mask).sum())) == optimizer.history[0].grown
-
-
-def test_another_layer_has_no_influence_layerwise_and_has_globally():
-    results = {}
-    for scope in ("layer", "global"):
-        for scale in (1.0, 100.0):
-            parameters = weights([(8, 8), (8, 8)])
-            parameters[1].data.mul_(scale)
-            optimizer = SparseOptimizer(
-                SGD(parameters, lr=1e-9), "rigl", sparsity=0.5, update_every=1, scope=scope
-            )
-            give_gradients(parameters, 1)
-            optimizer.step()
-            results[scope, scale] = optimizer.masks["0.0"].clone()
-    assert torch.equal(results["layer", 1.0], results["layer", 100.0])
-    assert not torch.equal(results["global", 1.0], results["global", 100.0])
-
-
-def test_random_growth_is_uniform_over_the_candidates():
-    """Chi-square with 35 cells over 1200 seeds: 66.6 is passed once in a thousand times."""
-    weight = torch.arange(1, 41, dtype=torch.float64).view(5, 8)
-    mask = torch.zeros(5, 8, dtype=torch.bool)
-    mask[0, :] = True
-    seen = torch.zeros(5, 8)
-    for seed in range(1200):
-        new, _ = masks_after(weight, weight, mask, "set", seed=seed)
-        assert new[0, 3:].all()  # the kept are never touched
-        seen += new
-    seen[0, 3:] = 0
-    cells = torch.cat([seen[0, :3], seen[1:].flatten()])
-    expected = 1200 * 3 / 35
-    assert float(((cells - expected) ** 2 / expected).sum()) < 66.6
-
-
-def test_random_growth_of_a_layer_does_not_depend_on_the_other_layers():
-    masks = []
-    for others in (1, 3):
-        parameters = weights([(8, 8)] * (1 + others))
-        optimizer = SparseOptimizer(
-            SGD(parameters, lr=1e-9), "set", update_every=1, distribution="uniform"
-        )
-        for step in range(3):
-            give_gradients(parameters, step)
-            optimizer.step()
-        masks.append(optimizer.masks["0.0"].clone())
-    assert torch.equal(*masks)
-
-
-# --- numbers that are not finite (row 23, invariant 21) -------------------------------------------
-
-
-@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("inner", [i for i in COMMON_INNERS if i.elementwise], ids=str)
-def test_bad_gradients_of_inactive_weights_are_ignored(inner, bad):
-    models = [mlp(), mlp()]
-    optimizers = [sparse(model, inner, "static") for model in models]
-    for step in range(3):
-        for model, optimizer in zip(models, optimizers, strict=True):
-            optimizer.zero_grad()
-            loss_of(model, step).backward()
-        for layer in optimizers[0].layers:
-            layer.weight.grad[~layer.mask] = bad
-        for optimizer in optimizers:
-            optimizer.step()
-    assert_same(dict(models[0].state_dict()), dict(models[1].state_dict()))
-    assert_same(optimizers[0].state_dict(), optimizers[1].state_dict())
-
-
-@pytest.mark.parametrize("active", [False, True])
-def test_an_update_with_bad_gradients_is_skipped_counted_and_visible(active):
-    model = mlp()
-    seen = []
-    optimizer = sparse(model, Adam(model.parameters()), "rigl", on_update=seen.append)
-    train(model, optimizer, 2)
-    before = copy.deepcopy(optimizer.masks)
-    optimizer.zero_grad()
-    loss = loss_of(model, 2)
-    weight = optimizer.layers[0].weight
-    where = optimizer.layers[0].mask if active else ~optimizer.layers[0].mask
-    poison = torch.zeros_like(weight)
-    poison[tuple(where.nonzero()[0])] = math.nan
-    handle = weight.register_hook(lambda grad: grad + poison)
-    loss.backward()
-    handle.remove()
-    if active:  # a scaler would have skipped the step; by hand only the topology is protected
-        weight.grad = torch.where(weight.grad.isnan(), math.inf, weight.grad)
-    optimizer.step()
-    assert_same(dict(optimizer.masks), before)
-    assert (optimizer.steps, optimizer.updates) == (3, 0)
-    assert optimizer.history[-1].skipped and optimizer.history[-1].step == 3
-    assert seen == optimizer.history
-    assert "1 skipped" in optimizer.summary()
-    if not active:
-        train(model, optimizer, 4, first=3)
-        assert optimizer.updates == 1 and not optimizer.history[-1].skipped
-
-
-def test_set_skips_its_update_when_a_weight_is_not_finite():
-    model = mlp()
-    optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "set")
-    before = copy.deepcopy(optimizer.masks)
-    train(model, optimizer, 2)
-    with torch.no_grad():
-        model[0].weight[tuple(optimizer.masks["0.weight"].nonzero()[0])] = math.nan
-    train(model, optimizer, 1, first=2)
-    assert_same(dict(optimizer.masks), before)
-    assert optimizer.history[-1].skipped
-
-
-def test_a_layer_without_gradient_keeps_its_topology_under_gradient_growth():
-    model = mlp((6, 8, 8, 5))
-    optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "rigl")
-    before = copy.deepcopy(optimizer.masks)
-    for step in range(3):
-        optimizer.zero_grad()
-        hidden = model[0](batch(model, step)[0]).detach()
-        model[4](model[2](hidden.tanh()).tanh()).sum().backward()
-        optimizer.step()
-    assert torch.equal(optimizer.masks["0.weight"], before["0.weight"])
-    assert not torch.equal(optimizer.masks["2.weight"], before["2.weight"])
-    assert_zeros(optimizer)
 
 
 # --- the exploration rate (invariant 23) ----------------------------------------------------------
