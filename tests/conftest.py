@@ -1,7 +1,11 @@
-"""Hypothesis profiles, one torch thread, and the repository's root for tests that read files."""
+"""Hypothesis profiles, one torch thread, the repository's root, the modules of its recipes."""
 
 import os
+import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
@@ -36,3 +40,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def root() -> Path:
     """The repository: where README.md, setup.cfg and examples/ are."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def example(root: Path) -> Iterator[SimpleNamespace]:
+    """The modules of examples/recipes; afterwards they are forgotten."""
+    folder = root / "examples" / "recipes"
+    local = {path.stem for path in (*folder.glob("*.py"), *folder.parent.glob("*.py"))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setattr(sys, "path", [*sys.path])
+        names = ("corrupted", "fake", "inputs", "logs", "networks", "recipe", "run", "training")
+        yield SimpleNamespace(**{name: import_module(name) for name in names})
+    for name in local & set(sys.modules):
+        del sys.modules[name]

@@ -1,236 +1,22 @@
-"""The recipes of examples/recipes: the numbers of Table 3, and runs that stop and go on."""
+"""The recipes of examples/recipes: runs that stop and go on, and what they refuse."""
 
 from __future__ import annotations
 
 import csv
-import doctest
 import json
 import os
-import re
-import shlex
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from recipe_runs import CHT, FOLDER, NAMES, PRINTED, small
 from test_stacks_examples import free_port
 
 import sparseopt
-from sparseopt import robustness
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # their own
-    for needed in ("cv2", "PIL", "fvcore", "timm", "torchvision", "tqdm"):
-        pytest.importorskip(needed)
-
-FOLDER = Path(__file__).resolve().parents[1] / "examples" / "recipes"
-
-# Table 3 of arXiv 2410.03030 as it is printed: model, data, epochs, LR, batch, LR schedule,
-# optimizer, weight decay, distribution, update interval, drop-fraction schedule, P.
-TABLE_3 = """
-vgg16-cifar10                | VGG16           | CIFAR10         | 160 | 0.1    | 100 | Cosine     | SGD   | 5e-4 | Uniform | 500  | polynomial | 0.1
-resnet34-cifar100            | ResNet34        | CIFAR100        | 160 | 0.1    | 100 | Cosine     | SGD   | 5e-4 | Uniform | 500  | polynomial | 0.1
-efficientnet-b0-tinyimagenet | EfficientNet-B0 | TinyImageNet    | 100 | 0.1    | 128 | Cosine     | SGD   | 5e-4 | Uniform | 100  | polynomial | 0.1
-resnet50-imagenet            | ResNet50        | ImageNet        | 90  | 0.1    | 256 | Step       | SGD   | 1e-4 | ERK     | 2000 | polynomial | 0.1
-deit-base-imagenet           | DeiT-base       | ImageNet        | 200 | 0.0005 | 512 | Cosine     | AdamW | 5e-2 | Uniform | 7000 | polynomial | 0.5
-resnet50-3d-ucf101           | 3D ResNet50     | UCF101          | 80  | 0.1    | 8   | Cosine     | SGD   | 1e-3 | ERK     | 300  | polynomial | 0.1
-i3d-ucf101                   | I3D             | UCF101          | 80  | 0.1    | 8   | Cosine     | SGD   | 1e-3 | ERK     | 300  | polynomial | 0.1
-mlp-fashionmnist             | MLP             | Fashion-MNIST   | 100 | 0.025  | 8   | Cosine     | SGD   | 5e-4 | ERK     | 300  | polynomial | 0.1
-fcn-vgg16-voc                | FCN-VGG16       | Pascal VOC 2012 | 80  | 0.0001 | 4   | polynomial | SGD   | 1e-4 | ERK     | 500  | cosine     | 0.5
-"""  # noqa: E501
-PRINTED = {
-    name: columns
-    for name, *columns in (
-        [cell.strip() for cell in line.split("|")] for line in TABLE_3.strip().splitlines()
-    )
-}
-MODELS = {
-    "VGG16": "vgg16", "ResNet34": "resnet34", "EfficientNet-B0": "efficientnet_b0",
-    "ResNet50": "resnet50", "DeiT-base": "deit_base", "3D ResNet50": "slow_resnet50",
-    "I3D": "i3d_resnet50", "MLP": "mlp", "FCN-VGG16": "fcn_vgg16",
-}  # fmt: skip
-SAMPLES = {  # training images or videos of each set
-    "cifar10": 50_000, "cifar100": 50_000, "tinyimagenet": 100_000, "imagenet": 1_281_167,
-    "ucf101": 9_537, "fashionmnist": 60_000, "voc": 1_464,
-}  # fmt: skip
-CHT = "mlp-fashionmnist-cht"
-NAMES = [*PRINTED, CHT]
-
-
-@pytest.fixture(scope="module")
-def example() -> Iterator[SimpleNamespace]:
-    """The modules of examples/recipes; afterwards they are forgotten."""
-    local = {path.stem for path in (*FOLDER.glob("*.py"), *FOLDER.parent.glob("*.py"))}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        patch.setattr(sys, "path", [*sys.path])
-        names = ("corrupted", "fake", "inputs", "logs", "networks", "recipe", "run", "training")
-        yield SimpleNamespace(**{name: import_module(name) for name in names})
-    for name in local & set(sys.modules):
-        del sys.modules[name]
-
-
-def small(name: str, out: Path, *more: str, algo: str = "rigl", **changed: Any) -> list[str]:
-    """A command that runs a recipe on made-up data in about a second."""
-    side = {"tinyimagenet": 64, "fashionmnist": 28}.get(name.split("-")[-1], 32)
-    side = 28 if name == CHT else side
-    values = {"epochs": 2, "batch_size": 4, "update_every": 2, "size": side} | changed
-    values |= {"frames": 4} if "ucf101" in name else {}
-    bad = ("jumble", "gaussian_noise") if "ucf101" in name else ("contrast", "gaussian_noise")
-    command = [
-        name, "--data", "fake", "--tiny", "--algo", algo, "--out", str(out),
-        "--set", *(f"{key}={value}" for key, value in values.items()),
-    ]  # fmt: skip
-    parts = [] if "--robustness" in more else ["--corruption", *bad, "--severity", "1", "4"]
-    return [*command, *parts, *more]
-
-
-# --- the numbers ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", PRINTED)
-def test_a_recipe_has_the_numbers_of_table_3(example, name):
-    (model, data, epochs, rate, batch, schedule, optimizer, decay, distribution, every, drop,
-     fraction) = PRINTED[name]  # fmt: skip
-    recipe = example.recipe.load(name)
-    assert recipe.model == MODELS[model]
-    assert data.lower().replace("-", "").replace("pascal voc 2012", "voc") == recipe.data
-    numbers = (recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.weight_decay,
-               recipe.update_every, recipe.drop_fraction)  # fmt: skip
-    assert numbers == tuple(map(float, (epochs, rate, batch, decay, every, fraction)))
-    words = (recipe.learning_rate_schedule, recipe.optimizer, recipe.distribution)
-    assert words == (schedule.lower(), optimizer.lower(), distribution.lower())
-    assert recipe.drop_schedule == drop and recipe.momentum == 0.9 and recipe.stop == 1.0
-    assert recipe.samples == SAMPLES[recipe.data] and "Table 3" in recipe.source
-
-
-def test_every_row_has_a_recipe_and_every_recipe_a_row(example):
-    assert set(example.recipe.names()) == {*PRINTED, CHT}
-
-
-def test_the_preset_of_cannistraci_hebb_training_differs_where_its_code_does(example):
-    ours, printed = example.recipe.load(CHT), example.recipe.load("mlp-fashionmnist")
-    assert (ours.epochs, ours.learning_rate, ours.weight_decay) == (100, 0.025, 5e-4)
-    assert (ours.batch_size, ours.learning_rate_schedule, ours.distribution) == (
-        32, "linear", "uniform",
-    )  # fmt: skip
-    assert (ours.drop_fraction, ours.drop_schedule) == (0.3, "constant")
-    assert ours.update_every == ours.steps_per_epoch == 1875
-    assert ours.widths == [784, 1568, 1568, 1568, 10] and ours.exclude == ["7"]
-    assert ours.data == printed.data and ours.algorithm_options("chts")["stop"] == 0.75
-
-
-def test_the_drop_fraction_of_the_table_reaches_the_algorithm(example):
-    from sparseopt.schedules import Cosine, Polynomial
-
-    vgg, fcn = (example.recipe.load(name) for name in ("vgg16-cifar10", "fcn-vgg16-voc"))
-    chosen = vgg.algorithm_options("rigl")
-    assert chosen == {
-        "drop_fraction": Polynomial(0.1, power=0.01), "stop": 1.0, "distribution": "uniform",
-    }  # fmt: skip
-    assert fcn.algorithm_options("set")["drop_fraction"] == Cosine(0.5)
-    assert fcn.algorithm_options("set")["topology"] == "magnitude"
-    assert "drop_fraction" not in vgg.algorithm_options("mest_g")  # its P is the bound
-    assert "drop_fraction" not in vgg.algorithm_options("static")
-
-
-def test_mest_and_granet_start_where_the_paper_says(example):
-    tiny, imagenet = (
-        example.recipe.load(name) for name in ("efficientnet-b0-tinyimagenet", "resnet50-imagenet")
-    )
-    for recipe, sparsity, mest, granet in ((tiny, 0.7, 0.33, 0.8), (imagenet, 0.1, 0.92, 0.95)):
-        for algo, density in (("mest_g", mest), ("granet_g", granet)):
-            made = getattr(sparseopt.algorithms, algo)(sparsity, **recipe.algorithm_options(algo))
-            assert made.density(0.0) == pytest.approx(density), (recipe.name, algo)
-
-
-@pytest.mark.parametrize(
-    "schedule, expected",
-    [
-        ("cosine", [1.0, 0.5, 0.0]),
-        ("polynomial", [1.0, 0.5**0.9, 0.0]),
-        ("linear", [1.0, 1 - 0.99 / 1.8, 0.01]),
-        ("step", [1.0, 0.1, 0.001]),
-    ],
-)
-def test_learning_rates_at_the_start_the_middle_and_the_end(example, schedule, expected):
-    epochs, per_epoch = 90 if schedule == "step" else 10, 7
-    steps = (0, epochs * per_epoch // 2, epochs * per_epoch)
-    got = [example.training.learning_rate_factor(schedule, t, per_epoch, epochs) for t in steps]
-    assert got == pytest.approx(expected)
-
-
-def test_a_value_can_be_changed_and_a_wrong_name_is_named(example):
-    recipe = example.recipe.load("vgg16-cifar10")
-    changed = example.recipe.override(recipe, ["epochs=3", "topology=magnitude", "exclude=null"])
-    assert (changed.epochs, changed.topology, changed.exclude) == (3, "magnitude", None)
-    with pytest.raises(ValueError, match="did you mean 'epochs'"):
-        example.recipe.override(recipe, ["epoch=3"])
-    with pytest.raises(ValueError, match="did you mean 'vgg16-cifar10'"):
-        example.recipe.load("vgg16-cifar")
-    with pytest.raises(ValueError, match="learning_rate_schedule='cosin' must be one of"):
-        example.recipe.override(recipe, ["learning_rate_schedule=cosin"])
-
-
-def test_the_examples_in_the_docstrings_run(example):
-    for module in (example.recipe, example.training):
-        tried = doctest.testmod(module)
-        assert tried.attempted > 0 and tried.failed == 0
-
-
-def test_the_page_has_the_table_and_every_recipe(example):
-    page = (FOLDER / "README.md").read_text()
-    assert example.recipe.table() in page
-
-
-def test_the_sample_on_the_page_is_what_its_command_prints_but_for_the_numbers(
-    example, tmp_path, capsys
-):
-    page = (FOLDER / "README.md").read_text()
-    sample = page.partition("<!-- table: recipe -->\n```\n$ python ")[2].partition("\n```")[0]
-    command, printed = re.split(r"(?<!\\)\n", sample, maxsplit=1)
-    script, *arguments = shlex.split(command.replace("\\\n", ""))
-    assert script == "examples/recipes/run.py"
-    quick = ["--set", "epochs=2", "batch_size=4", "update_every=2", "--data", "fake", "--tiny"]
-    example.run.main([*arguments, *quick, "--out", str(tmp_path)])
-    assert without_numbers(capsys.readouterr().out) == without_numbers(printed)
-
-
-def without_numbers(text: str) -> str:
-    return re.sub(r"\d[\d,.]*(e[+-]\d+)?", "#", " ".join(text.split()))
-
-
-# Tables 4-6: training FLOPs, FLOPs of a sample, parameters at S = 0.5, each in its unit
-@pytest.mark.parametrize(
-    "name, training, inference, parameters",
-    [
-        ("vgg16-cifar10", 0.76e16, 3.17e8, 7.89e6),
-        ("resnet34-cifar100", 2.79e16, 1.18e9, 10.70e6),
-        ("efficientnet-b0-tinyimagenet", 1.04e15, 3.48e7, 2.29e6),  # printed a column too far right
-    ],
-)
-def test_the_plan_costs_what_the_paper_prints(
-    example, capsys, name, training, inference, parameters
-):
-    found = example.run.main([name, "--plan", "--algo", "set", "--sparsity", "0.5"])["flops"]
-    assert found.training == pytest.approx(training, rel=0.003)
-    assert found.inference == pytest.approx(inference, rel=0.02)
-    assert found.parameters == pytest.approx(parameters, rel=0.002)
-    assert f"{found.parameters:,}" in capsys.readouterr().out
-
-
-def test_the_plan_of_resnet50_has_the_parameters_of_table_7(example):
-    found = example.run.main(["resnet50-imagenet", "--plan", "--sparsity", "0.1"])["flops"]
-    assert found.parameters == pytest.approx(23.00e6, rel=0.001)
-    assert found.steps == 90 * 5005
-
 
 # --- runs -----------------------------------------------------------------------------------------
 
@@ -453,6 +239,15 @@ def test_weights_that_do_not_fit_are_refused(example, tmp_path):
         )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_full_network_trains(example, name, tmp_path):
+    command = small(name, tmp_path, "--robustness", "none", epochs=1, batch_size=8,
+                    update_every=1, algo="set")  # fmt: skip
+    command.remove("--tiny")
+    assert example.run.main(command)["row"]["sparsity"] == pytest.approx(0.5, abs=0.001)
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -496,132 +291,3 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(example, tmp_path):
     recipe = example.recipe.load("vgg16-cifar10")
     with pytest.raises(ValueError, match="must be a multiple of their number, 3"):
         training.Training(recipe, None, processes, torch.nn.Linear(1, 1), None)
-
-
-# --- data -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_labels_belong_to_their_pictures(example, name, tmp_path):
-    """The made-up pictures are the brighter the higher their label."""
-    recipe = example.recipe.override(
-        example.recipe.load(name), [] if "fashion" in name or "tiny" in name else ["size=32"]
-    )
-    data = example.inputs.load(recipe, example.fake.write(recipe.data, tmp_path))
-    for part, count in ((data.train, 16), (data.test, 8)):
-        assert len(part) in (count, 20)
-        pairs = [part[i] for i in range(len(part))]
-        assert data.task == "segmentation" or pairs[0][0].shape == recipe.shape
-        labels = [int(target.flatten().mode().values) for _, target in pairs]
-        if data.task == "segmentation":
-            pairs = [(x[:, (y > 0) & (y < 255)], y) for x, y in pairs]
-            labels = [int(y[(y > 0) & (y < 255)].max()) if x.numel() else None for x, y in pairs]
-        bright = [float(x.mean()) for x, _ in pairs]
-        if isinstance(part, example.inputs.Pictures):  # augmentation pads with black
-            bright = [float(np.asarray(part.picture(i)).mean()) for i in range(len(part))]
-        known = [(b, k) for b, k in zip(bright, labels, strict=True) if k is not None]
-        correlation = np.corrcoef(np.array(known).T)[0, 1]
-        assert len(known) > 4 and correlation > 0.9
-
-
-def test_cifar_has_its_planes_in_order(example, tmp_path):
-    import pickle
-
-    folder = tmp_path / "cifar-100-python"
-    folder.mkdir()
-    picture = np.zeros((1, 3, 32, 32), np.uint8)
-    picture[0, 0], picture[0, 2, 5, 7] = 200, 99  # all red, one blue pixel
-    content = {b"data": picture.reshape(1, -1), b"fine_labels": [42], b"coarse_labels": [1]}
-    for part in ("train", "test"):
-        (folder / part).write_bytes(pickle.dumps(content))
-    recipe = example.recipe.load("resnet34-cifar100")
-    for root in (tmp_path, folder):
-        test = example.inputs.load(recipe, root).test
-        assert test.images[0, 5, 7].tolist() == [200, 0, 99] and int(test.labels[0]) == 42
-
-
-def test_masks_are_cropped_with_their_images(example, tmp_path):
-    """Where the mask has a class the picture is bright; outside the picture it is void."""
-    recipe = example.recipe.override(example.recipe.load("fcn-vgg16-voc"), ["size=48"])
-    data = example.inputs.load(recipe, example.fake.write("voc", tmp_path))
-    torch.manual_seed(0)
-    seen_void = 0
-    for i in range(8, 16):
-        image, mask = data.train[i]
-        assert image.shape == (3, 48, 48) and mask.shape == (48, 48)
-        inside, around = image.mean(0)[(mask > 0) & (mask < 255)], image.mean(0)[mask == 0]
-        assert not inside.numel() or not around.numel() or inside.mean() > around.mean() + 0.5
-        seen_void += int((mask == 255).sum())
-    assert seen_void > 0
-
-
-OFFICIAL = {
-    "vgg16-cifar10": ("CIFAR-10-C", "cifar"),
-    "efficientnet-b0-tinyimagenet": ("Tiny-ImageNet-C", "tiny"),
-    "resnet50-imagenet": ("ImageNet-C", "imagenet"),
-}
-
-
-@pytest.mark.parametrize("name", OFFICIAL)
-@pytest.mark.parametrize("inside", [True, False])
-def test_official_corruption_sets_are_read(example, name, inside, tmp_path):
-    """Written in the layout of the download, they give what corrupting on the fly gives."""
-    folder, scale = OFFICIAL[name]
-    bad = ["brightness", "fog"]
-    command = small(name, tmp_path / "run", "--robustness", "none", epochs=1, algo="dense")
-    run = example.run.main(command)["run"]
-    test = run.inputs.test
-    if name == "vgg16-cifar10":
-        source = (test.images, test.labels.numpy())
-    else:
-        source = tmp_path / "clean"
-        for i in range(len(test)):
-            place = source / run.inputs.classes[int(test.labels[i])]
-            place.mkdir(parents=True, exist_ok=True)
-            test.picture(i).save(place / f"{i}.png")
-    robustness.generate(
-        source, tmp_path / "sets" / folder, scale=scale, corruption=bad, progress=False
-    )
-    root = tmp_path / "sets" / ("" if inside else folder)
-    (read,) = example.corrupted.official(run.recipe, run.inputs, root, bad, None)
-    made = example.corrupted.generated(run.recipe, run.inputs, bad, None)
-    assert read.name == folder and read.keys() == made.keys()
-    ours = sorted((int(label), float(x.mean())) for x, label in made.part("brightness", 3))
-    theirs = sorted((int(label), float(x.mean())) for x, label in read.part("brightness", 3))
-    np.testing.assert_allclose(theirs, ours, atol=0.03)
-
-
-def test_the_published_fashion_mnist_c_is_read(example, tmp_path):
-    rng = np.random.default_rng(0)
-    np.save(tmp_path / "fmnist-c-test.npy", rng.integers(0, 256, (6, 28, 28), dtype=np.uint8))
-    np.save(tmp_path / "fmnist-c-test-labels.npy", np.arange(6))
-    command = small("mlp-fashionmnist", tmp_path / "run", "--robustness", str(tmp_path), epochs=1)
-    result = example.run.main(command)
-    assert result["robustness"]["Fashion-MNIST-C"].counts == {"mixed": {1: 6}}
-
-
-def test_sets_without_a_download_say_so(example, tmp_path):
-    with pytest.raises(ValueError, match="voc has no official corruption set"):
-        example.run.main(
-            small("fcn-vgg16-voc", tmp_path / "run", "--robustness", str(tmp_path), epochs=1)
-        )
-
-
-@pytest.mark.parametrize("name", PRINTED)
-def test_the_corruptions_are_those_of_the_paper(example, name, tmp_path):
-    recipe = example.recipe.load(name)
-    data = example.inputs.load(recipe, example.fake.write(recipe.data, tmp_path))
-    made = example.corrupted.generated(recipe, data, None, None)
-    kinds, levels = {"ucf101": (16, 4), "tinyimagenet": (15, 5), "imagenet": (15, 5)}.get(
-        recipe.data, (19, 5)
-    )
-    assert (len(made.corruptions), len(made.severities)) == (kinds, levels)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_the_full_network_trains(example, name, tmp_path):
-    command = small(name, tmp_path, "--robustness", "none", epochs=1, batch_size=8,
-                    update_every=1, algo="set")  # fmt: skip
-    command.remove("--tiny")
-    assert example.run.main(command)["row"]["sparsity"] == pytest.approx(0.5, abs=0.001)
