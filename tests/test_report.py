@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from common import DYNAMIC, MORE_RECIPES, RECIPES, Recipe, convnet, mlp, sparse, train
+from old_torch import needs_fsdp2
 from torch import nn
 from two_processes import in_processes
 
@@ -224,6 +225,7 @@ def reported(rank: int, folder: str) -> str:
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+@needs_fsdp2
 def test_every_process_writes_the_page_of_the_whole_layers(tmp_path: Path) -> None:
     pages = in_processes(reported, tmp_path, str(tmp_path))
     assert pages[0] == pages[1] == reported(-1, str(tmp_path))

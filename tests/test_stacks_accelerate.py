@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from common import assert_same
+from old_torch import needs_fsdp2
 from test_stacks_fsdp import alone, assert_close, made, network, outcome, train
 from two_processes import caught, in_processes
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="torch without distributed"),
+    needs_fsdp2,
+]
 
 CASES: dict[str, dict[str, Any]] = {
     "set": {"algo": "set"},

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from old_torch import needs_fsdp2
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "integrations"
 NAMES = sorted(path.stem for path in FOLDER.glob("with_*.py"))
@@ -126,6 +127,7 @@ def test_ddp(root):
     assert "replicas equal" in printed
 
 
+@needs_fsdp2
 @pytest.mark.stack("FSDP2", "example")
 def test_fsdp2(root):
     assert sparsity(in_two_processes("with_fsdp2", root)) == pytest.approx(0.9, abs=0.001)

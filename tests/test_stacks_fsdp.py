@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from common import assert_same, mlp
+from old_torch import needs_fsdp2
 from torch import nn
 from torch.optim import SGD, AdamW
 from two_processes import caught, in_processes
@@ -20,7 +21,10 @@ from sparseopt.schedules import Constant
 from sparseopt.scores import score
 from sparseopt.update import exchange
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="torch without distributed"),
+    needs_fsdp2,
+]
 stack = pytest.mark.stack
 
 STEPS = 13

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from common import assert_same
+from old_torch import needs_fsdp2
 from test_stacks_checkpoint import load, save
 from test_stacks_fsdp import alone, assert_close, made, network, outcome, train
 from two_processes import caught, in_processes
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="torch without distributed"),
+    needs_fsdp2,
+]
 
 STOPS = (0, 4, 9, 13)
 CASES: dict[str, dict[str, Any]] = {

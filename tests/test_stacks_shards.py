@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from common import mlp
+from old_torch import needs_fsdp2
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +23,10 @@ from two_processes import caught, in_processes
 from sparseopt import SparseOptimizer
 from sparseopt.select import choose, choose_across, top_k, top_k_across
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="torch without distributed"),
+    needs_fsdp2,
+]
 
 
 # --- selections -----------------------------------------------------------------------------------
