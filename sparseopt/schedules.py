@@ -27,9 +27,10 @@ __all__ = [
 
 
 class Schedule:
-    """A value over training: ``schedule(progress) -> float``."""
+    """A value over training: ``schedule(progress) -> float``; subclasses give ``__call__``."""
 
     def __call__(self, progress: float) -> float:
+        """The value at a progress of training in [0, 1]."""
         raise NotImplementedError
 
     def events(self, total_steps: int) -> tuple[int, ...]:
@@ -45,6 +46,9 @@ def clamp(progress: float) -> float:
 class Constant(Schedule):
     """The same value from the first step to the last.
 
+    Attributes:
+        value: The value.
+
     >>> Constant(0.3)(0.5)
     0.3
     """
@@ -59,6 +63,9 @@ class Constant(Schedule):
 class Linear(Schedule):
     """``start * (1 - progress)``: the decay of sparse momentum (Dettmers & Zettlemoyer 2019).
 
+    Attributes:
+        start: The value at the start; it ends at 0.
+
     >>> Linear(0.5)(0.75)
     0.125
     """
@@ -72,6 +79,10 @@ class Linear(Schedule):
 @dataclass(frozen=True)
 class Cosine(Schedule):
     """Half a cosine from ``start`` to ``end``: RigL's decay (Evci et al. 2020, section 3).
+
+    Attributes:
+        start: The value at the start.
+        end: The value at the end.
 
     >>> round(Cosine(0.3)(0.25), 7)
     0.256066
@@ -93,6 +104,13 @@ class Polynomial(Schedule):
 
     With the paper's power of 0.01 it is nearly constant and falls to zero at the very end.
 
+    Attributes:
+        start: The value at the start.
+        power: Exponent, above 0; 1 is :class:`Linear`.
+
+    Raises:
+        ValueError: For a power that is not above 0.
+
     >>> round(Polynomial(0.1)(0.5), 7)
     0.0993092
     >>> Polynomial(0.1)(1.0)
@@ -102,6 +120,9 @@ class Polynomial(Schedule):
     start: float
     power: float = 0.01
 
+    def __post_init__(self) -> None:
+        _check_positive("power", self.power)
+
     def __call__(self, progress: float) -> float:
         return float(self.start * (1.0 - clamp(progress)) ** self.power)
 
@@ -109,6 +130,11 @@ class Polynomial(Schedule):
 def _within(progress: float, start: float, stop: float) -> float:
     """Progress through the window from ``start`` to ``stop``, in [0, 1]."""
     return clamp((progress - start) / (stop - start))
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name}={value} must be a finite number above 0")
 
 
 def _check_window(start: float, stop: float) -> None:
@@ -125,6 +151,15 @@ class Cubic(Schedule):
 
     ``p`` runs from 0 to 1 between the fractions of training ``start`` and ``stop``. The density of
     gradual magnitude pruning (Zhu & Gupta 2018) and of GraNet (Liu et al. 2021).
+
+    Attributes:
+        initial: The value up to ``start``.
+        final: The value from ``stop`` on.
+        start: Fraction of training at which the change starts.
+        stop: Fraction of training at which it is done.
+
+    Raises:
+        ValueError: Unless ``0 <= start < stop <= 1``.
 
     >>> Cubic(0.8, 0.3)(0.25)
     0.5109375
@@ -149,6 +184,17 @@ class Sigmoid(Schedule):
 
     The curve is rescaled so that both ends are met exactly.
 
+    Attributes:
+        initial: The value up to ``start``.
+        final: The value from ``stop`` on.
+        start: Fraction of training at which the change starts.
+        stop: Fraction of training at which it is done.
+        steepness: Slope of the logistic function in the middle of the window, above 0: near 0 the
+            curve is a straight line, for large values a jump.
+
+    Raises:
+        ValueError: Unless ``0 <= start < stop <= 1``, and for a steepness that is not above 0.
+
     >>> round(Sigmoid(0.5, 0.05)(0.25), 7)
     0.4796705
     """
@@ -161,6 +207,7 @@ class Sigmoid(Schedule):
 
     def __post_init__(self) -> None:
         _check_window(self.start, self.stop)
+        _check_positive("steepness", self.steepness)
 
     def __call__(self, progress: float) -> float:
         # with tanh, (sigma(k(2x - 1)) - 1/2) / (sigma(k) - sigma(-k)) is exact at both ends
@@ -176,6 +223,13 @@ class Phases(Schedule):
 
     The density of AC/DC (Peste et al. 2021), which alternates dense and sparse phases. The jumps
     are events of their own: they need not be multiples of the update interval.
+
+    Attributes:
+        starts: Fractions of training at which the phases start, rising from 0.0 and below 1.0.
+        values: The value of every phase.
+
+    Raises:
+        ValueError: For starts that do not rise so, or another number of values.
 
     >>> schedule = Phases(starts=(0.0, 0.1, 0.15), values=(1.0, 0.1, 1.0))
     >>> [schedule(p) for p in (0.0, 0.1, 0.14, 0.2)]
@@ -212,6 +266,11 @@ class Phases(Schedule):
 class Scaled(Schedule):
     """``offset + scale * schedule(progress)``: one schedule drawn on another axis.
 
+    Attributes:
+        schedule: The schedule, which also has the events.
+        scale: What its value is multiplied by.
+        offset: What is added.
+
     MEST's density, the target plus a bound that shrinks (Yuan et al. 2021):
 
     >>> Scaled(Polynomial(0.1), scale=0.3, offset=0.3)(1.0)
@@ -236,8 +295,13 @@ def starting_at(
 
     This is what a plain number for ``drop_fraction=`` means.
 
+    Args:
+        schedule: One whose first field is the value at the start.
+        value: That value, or a schedule.
+        argument: What to call ``value`` in errors.
+
     Raises:
-        TypeError: If ``value`` is neither; the message names ``argument``.
+        TypeError: If ``value`` is neither, or ``schedule`` has no start to change.
 
     >>> starting_at(Cosine(0.3), 0.1)
     Cosine(start=0.1, end=0.0)
@@ -250,5 +314,11 @@ def starting_at(
         raise TypeError(
             f"{argument}={value!r} must be a number, where {schedule!r} starts, or a schedule"
         )
-    first = dataclasses.fields(schedule)[0].name
+    fields = dataclasses.fields(schedule) if dataclasses.is_dataclass(schedule) else ()
+    first = fields[0].name if fields else ""
+    if first not in ("value", "start", "initial"):
+        raise TypeError(
+            f"{argument}={value!r}: {schedule!r} has no start that a number could stand for; pass "
+            "a schedule"
+        )
     return dataclasses.replace(schedule, **{first: float(value)})

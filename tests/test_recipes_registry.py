@@ -8,12 +8,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import sparseopt
 from sparseopt import algorithms
-from sparseopt.algorithms import option_names, table
+from sparseopt.algorithms import option_names, resolve, table
 from sparseopt.algorithms.registry import RECIPES, ROWS
+from sparseopt.schedules import Cubic
+from sparseopt.scores import MagnitudeGradient
 
 NAMES = sparseopt.available()
 CHAIN = [["0.weight", "1.weight"]]
@@ -65,6 +68,51 @@ def test_a_recipe_takes_the_options_of_the_one_it_extends() -> None:
     assert {"bound", "variant", "stop"} <= {*option_names(RECIPES["mest_g"])}
     assert {"chains", "delta", "soft_grow"} <= {*option_names(RECIPES["chtss"])}
     assert algorithms.chtss(0.9, chains=CHAIN).exchange.chains == (("0.weight", "1.weight"),)
+
+
+def test_a_recipe_is_told_the_length_of_training_that_the_one_it_extends_takes() -> None:
+    @sparseopt.algorithm("short_acdc", options_of=algorithms.acdc)
+    def short_acdc(sparsity: float = 0.5, **options: Any) -> sparseopt.Algorithm:
+        lengths = {"warmup": 10, "sparse": 5, "dense": 5}
+        return algorithms.acdc(sparsity, **lengths | options)
+
+    try:
+        made = resolve("short_acdc", 0.9, {}, total_steps=100)
+        assert made.density == algorithms.acdc(0.9, warmup=0.1, sparse=0.05, dense=0.05).density
+        with pytest.raises(ValueError, match="pass total_steps="):
+            resolve("short_acdc", 0.9, {})
+    finally:
+        del RECIPES["short_acdc"]
+
+
+def test_the_decorator_without_its_parentheses_is_told() -> None:
+    with pytest.raises(TypeError, match=r'write @algorithm\("my_recipe"\)'):
+        sparseopt.algorithm(lambda sparsity: algorithms.set(sparsity))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", ["density", "pruned_density", "drop_fraction"])
+def test_a_number_is_no_schedule(field: str) -> None:
+    with pytest.raises(TypeError, match=rf"{field}=0.3 must be a schedule.*Constant\(0.3\)"):
+        sparseopt.Algorithm(0.9, **{field: 0.3})
+
+
+def test_a_density_tells_its_jumps_a_drop_fraction_need_not() -> None:
+    with pytest.raises(TypeError, match="density=<function.* must be a schedule"):
+        sparseopt.Algorithm(0.9, density=lambda progress: 0.1)  # type: ignore[arg-type]
+    assert sparseopt.Algorithm(0.9, drop_fraction=lambda progress: 0.1).exchanges
+
+
+@pytest.mark.parametrize("field", ["density", "pruned_density"])
+@pytest.mark.parametrize("end", [0.0, -0.1, float("nan")])
+def test_a_density_that_ends_at_nothing_is_refused_before_training(field: str, end: float) -> None:
+    with pytest.raises(ValueError, match=rf"{field}=Cubic.* at progress .*: it must stay above 0"):
+        sparseopt.Algorithm(0.9, **{field: Cubic(0.8, end)})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    half = np.float32(0.5)
+    assert algorithms.rigl(half, stop=half, drop_fraction=half).stop == 0.5
+    assert algorithms.mest_r(0.5, gradient_weight=half).drop == MagnitudeGradient(0.5)
 
 
 @pytest.mark.parametrize("name", NAMES)

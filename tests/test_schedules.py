@@ -15,6 +15,7 @@ from sparseopt.schedules import (
     Linear,
     Phases,
     Polynomial,
+    Scaled,
     Sigmoid,
     starting_at,
 )
@@ -129,10 +130,14 @@ def test_a_phase_begins_at_the_step_that_it_announces(total, data):
         lambda: Phases((0.0, 0.5, 0.5), (1.0, 0.5, 1.0)),
         lambda: Phases((0.0, 0.5), (1.0,)),
         lambda: Phases((), ()),
+        lambda: Sigmoid(0.8, 0.3, steepness=0.0),
+        lambda: Sigmoid(0.8, 0.3, steepness=math.nan),
+        lambda: Polynomial(0.1, power=-1.0),
+        lambda: Polynomial(0.1, power=0.0),
     ],
 )
 def test_windows_and_phases_that_make_no_sense_are_refused(make):
-    with pytest.raises(ValueError, match="start|values"):
+    with pytest.raises(ValueError, match="start|values|steepness|power"):
         make()
 
 
@@ -140,3 +145,10 @@ def test_a_number_changes_the_start_and_a_schedule_replaces():
     assert starting_at(Cosine(0.3, end=0.01), 0.2) == Cosine(0.2, end=0.01)
     assert starting_at(Cosine(0.3), Linear(0.2)) == Linear(0.2)
     assert starting_at(Polynomial(0.1, power=2), 1) == Polynomial(1.0, power=2)
+
+
+@pytest.mark.parametrize("schedule", [Scaled(Cosine(0.3), 0.5), Phases((0.0,), (0.3,)), abs])
+def test_a_number_is_refused_where_there_is_no_start(schedule):
+    assert starting_at(schedule, Linear(0.2)) == Linear(0.2)
+    with pytest.raises(TypeError, match="drop_fraction=0.2: .* has no start"):
+        starting_at(schedule, 0.2)

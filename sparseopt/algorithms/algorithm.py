@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,16 @@ class Algorithm:
         keep_dense: Keep a copy of all parameters from before an update prunes the dense network.
         skip_step_on_update: Leave out the optimizer step when the topology is updated, as the
             original RigL code does.
+
+    Raises:
+        TypeError: For a schedule that is none.
+        ValueError: For a fraction outside [0, 1], a density that is not above 0, or an unknown
+            choice.
+
+    Example:
+        >>> from sparseopt.schedules import Cosine
+        >>> Algorithm(0.75, drop_fraction=Cosine(0.3)).density
+        Constant(value=0.25)
     """
 
     sparsity: float
@@ -97,8 +108,27 @@ class Algorithm:
             )
         if self.start > self.stop:
             raise ValueError(f"start={self.start} must not be after stop={self.stop}")
+        self._check_schedules()
+
+    def _check_schedules(self) -> None:
+        for name in ("density", "pruned_density", "drop_fraction"):
+            schedule = getattr(self, name)
+            # only a Schedule tells at which steps it jumps
+            right = isinstance(schedule, Schedule) if name == "density" else callable(schedule)
+            if not right and (schedule is not None or name == "drop_fraction"):
+                raise TypeError(
+                    f"{name}={schedule!r} must be a schedule of sparseopt.schedules, such as "
+                    "Constant(0.3)"
+                )
         for progress in (0.0, 0.5, 1.0):
             _check_unit("drop_fraction", self.drop_fraction(progress))
+            for name in ("density", "pruned_density"):
+                schedule = getattr(self, name)
+                if schedule is not None and not 0.0 < schedule(progress) < math.inf:
+                    raise ValueError(
+                        f"{name}={schedule!r} is {schedule(progress)} at progress {progress}: it "
+                        "must stay above 0, the fraction of active weights"
+                    )
 
     @property
     def needs_gradient(self) -> bool:
@@ -236,5 +266,6 @@ def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 
 def _check_unit(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}={value!r} must be a fraction in [0, 1]")

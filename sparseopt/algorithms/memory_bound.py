@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import Any
 
 from ..schedules import Constant, Polynomial, Scaled, Schedule, starting_at
@@ -88,7 +89,7 @@ def mest_g(sparsity: float = 0.5, **options: Any) -> Algorithm:
 
 def worth(gradient_weight: float) -> Score:
     """``|w| + gradient_weight * |g|``; without gradients where they do not count."""
-    number = isinstance(gradient_weight, (int, float)) and not isinstance(gradient_weight, bool)
+    number = isinstance(gradient_weight, numbers.Real) and not isinstance(gradient_weight, bool)
     if not number or not 0.0 <= gradient_weight < float("inf"):
         raise ValueError(f"gradient_weight={gradient_weight!r} must be a number of at least 0")
     return MagnitudeGradient(float(gradient_weight)) if gradient_weight else magnitude

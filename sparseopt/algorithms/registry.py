@@ -74,6 +74,9 @@ def algorithm(
         row: What :func:`table` says of it; None: it is not listed there.
         options_of: A recipe whose options this one takes too, and hands on to it.
 
+    Raises:
+        TypeError: If ``name`` is no string: the decorator is written with its parentheses.
+
     Example:
         >>> from sparseopt.algorithms import rigl
         >>> @algorithm("lazy_rigl", options_of=rigl)
@@ -83,6 +86,9 @@ def algorithm(
         ('lazy_rigl', True)
         >>> del RECIPES["lazy_rigl"]
     """
+
+    if not isinstance(name, str):
+        raise TypeError(f'name={name!r} must be a string: write @algorithm("my_recipe")')
 
     def register(recipe: Recipe) -> Recipe:
         @functools.wraps(recipe)
@@ -194,7 +200,7 @@ def resolve(
         raise TypeError(
             f"algo={algo!r} must be the name of a recipe, a recipe or a sparseopt.Algorithm"
         )
-    if "total_steps" in inspect.signature(recipe).parameters:
+    if "total_steps" in option_names(recipe):
         options = {"total_steps": total_steps, **options}
     made = recipe(check_sparsity(0.5 if sparsity is None else sparsity), **options)
     if not isinstance(made, Algorithm):
