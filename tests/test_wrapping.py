@@ -2,6 +2,7 @@
 
 import copy
 
+import old_torch
 import pytest
 import torch
 from common import (
@@ -44,6 +45,8 @@ class Pair(nn.Module):
 @pytest.mark.parametrize("algo", ["static", "set", "rigl"])
 @pytest.mark.parametrize("inner", [i for i in INNERS if not i.needs_closure], ids=str)
 def test_an_added_group_is_sparse_and_trained(inner, algo, storage):
+    if inner.name == "adagrad" and old_torch.before(2, 12):
+        pytest.skip("torch's own Adagrad steps no added group (KeyError) before torch 2.12")
     model = nn.Module()
     model.first, model.second = inner.model(), inner.model(sizes=(5, 9, 5), seed=3)
     model.input_shape = (6,)
