@@ -115,3 +115,10 @@ def write_image_tree(
         for i in range(count):
             image = pillow.fromarray(np.full((side, side, 3), value, dtype=np.uint8))
             image.save(root / name / f"image_{i}.JPEG")
+
+
+def images(count: int, height: int, width: int, channels: int | None = 3, seed: int = 0):
+    """uint8 noise between 40 and 167."""
+    shape = (count, height, width) if channels is None else (count, height, width, channels)
+    smooth = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return smooth // 2 + 40

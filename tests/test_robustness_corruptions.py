@@ -1,4 +1,4 @@
-"""The 19 common corruptions: reproducible, of the published strength, equal to literal versions."""
+"""The 19 common corruptions: reproducible, of the published strength, checked at the door."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references_robustness import (
     GRAY_LEVEL_RMSE_32,
-    literal_glass_scan,
-    literal_motion_blur,
+    images,
     photo_crops,
     rmse,
 )
@@ -31,12 +30,6 @@ cv2 = pytest.importorskip("cv2")
 ROOT = Path(__file__).resolve().parents[1]
 STRENGTH = ROOT / "benchmarks" / "results" / "corruption_strength.json"
 SCALE_NAMES = ("cifar", "tiny", "imagenet")
-
-
-def images(count: int, height: int, width: int, channels: int | None = 3, seed: int = 0):
-    shape = (count, height, width) if channels is None else (count, height, width, channels)
-    smooth = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    return smooth // 2 + 40
 
 
 def test_there_are_nineteen_in_the_published_order():
@@ -172,24 +165,6 @@ def test_strength_agrees_with_the_published_generators_at_32_pixels():
     assert all(abs(ratio - 1) < 0.105 for ratio in further.values()), further
 
 
-def test_glass_blur_is_the_scan_over_single_pixels():
-    for reach, iterations, height, width in [(1, 2, 9, 12), (2, 3, 13, 11), (4, 2, 16, 14)]:
-        rngs = [np.random.default_rng(i) for i in range(3)]
-        source = _blur._scattered(height, width, reach, iterations, rngs)
-        for i in range(3):
-            expected = literal_glass_scan(height, width, reach, iterations, seed=i)
-            got = source.reshape(3, -1)[i] - i * height * width
-            assert np.array_equal(got, expected.ravel())
-
-
-@pytest.mark.parametrize("angle", [-44.0, -13.0, 0.0, 30.0, 45.0, -90.0, -120.0])
-@pytest.mark.parametrize("size", [(20, 15), (6, 2.5)])
-def test_motion_blur_is_a_weighted_sum_of_moved_images(size, angle):
-    image = images(1, 30, 26).astype(np.float32)
-    fast = _resample.motion_blurred(image, *size, [angle])
-    assert np.allclose(fast[0], literal_motion_blur(image[0], *size, angle), atol=1e-2)
-
-
 def test_streaks_run_at_most_45_degrees_from_the_horizontal_and_flakes_fall(monkeypatch):
     drawn: dict[str, list[float]] = {"motion_blur": [], "snow": []}
     for module, name in ((_blur, "motion_blur"), (_weather, "snow")):
@@ -204,51 +179,6 @@ def test_streaks_run_at_most_45_degrees_from_the_horizontal_and_flakes_fall(monk
     assert -135 <= min(drawn["snow"]) < -132 and -48 < max(drawn["snow"]) <= -45
 
 
-@pytest.mark.parametrize("factor", [1.01, 1.13, 1.31, 2.25, 4.5])
-@pytest.mark.parametrize("side", [28, 33])
-def test_zooming_is_scipys_linear_zoom_of_the_centre(side, factor):
-    zoom = pytest.importorskip("scipy.ndimage").zoom
-    image = images(1, side, side).astype(np.float64)
-    crop = math.ceil(side / factor)
-    top = (side - crop) // 2
-    large = zoom(image[0, top : top + crop, top : top + crop], (factor, factor, 1), order=1)
-    trim = (large.shape[0] - side) // 2
-    expected = large[trim : trim + side, trim : trim + side]
-    got = _resample.zoomed(image.astype(np.float32), factor)[0]
-    assert np.allclose(got, expected, atol=1e-2)
-
-
-@pytest.mark.parametrize("sigma", [0.4, 1.0, 2.5])
-def test_gaussian_blur_is_scipys(sigma):
-    filters = pytest.importorskip("scipy.ndimage")
-    image = images(1, 21, 30).astype(np.float64)
-    expected = filters.gaussian_filter(image[0], (sigma, sigma, 0), mode="nearest", truncate=4)
-    got = _resample.gaussian_blurred(image.astype(np.float32), sigma)[0]
-    assert np.allclose(got, expected, atol=1e-2)
-
-
-@pytest.mark.parametrize("sigma", [0.3, 2.0, 40.0, 170.0])
-def test_displacements_are_smoothed_as_scipy_does_it(sigma):
-    filters = pytest.importorskip("scipy.ndimage")
-    field = np.random.default_rng(0).uniform(-1, 1, (1, 30, 22))
-    expected = filters.gaussian_filter(field[0], sigma, mode="reflect", truncate=3)
-    got = _resample.smoothed(field.astype(np.float32), sigma, 3.0)[0]
-    assert np.allclose(got, expected, atol=1e-5)
-
-
-def test_displaced_pixels_are_scipys_map_coordinates():
-    mapped = pytest.importorskip("scipy.ndimage").map_coordinates
-    rng = np.random.default_rng(0)
-    image = rng.uniform(0, 255, (1, 17, 23, 1))
-    rows, columns = (rng.uniform(-9, 30, (1, 17, 23)) for _ in range(2))
-    for border, mode in (("reflect", "reflect"), ("mirror", "mirror"), ("edge", "nearest")):
-        expected = mapped(image[0, ..., 0], [rows[0], columns[0]], order=1, mode=mode)
-        got = _resample.sampled(
-            image.astype(np.float32), rows.astype(np.float32), columns.astype(np.float32), border
-        )
-        assert np.allclose(got[0, ..., 0], expected, atol=2e-2), border
-
-
 def test_the_affine_part_moves_three_points_as_drawn():
     rngs, height, width, shift = [np.random.default_rng(3)], 40, 30, 4.0
     rows, columns = _digital._affine_coordinates(height, width, shift, rngs)
@@ -260,47 +190,6 @@ def test_the_affine_part_moves_three_points_as_drawn():
     expected = cv2.warpAffine(smooth, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
     got = _resample.sampled(smooth[None, ..., None], rows, columns, "mirror")[0, ..., 0]
     assert np.abs(got - expected).max() < 1.0  # OpenCV rounds coordinates to 1/32 pixel
-
-
-@pytest.mark.parametrize("factor", [0.25, 0.5, 0.65, 0.9, 0.95])
-def test_pixelate_is_pillows_box_filter(factor):
-    pillow = pytest.importorskip("PIL.Image")
-    batch = images(2, 32, 28)
-    small = (int(28 * factor), int(32 * factor))
-    expected = [
-        np.asarray(pillow.fromarray(i).resize(small, pillow.BOX).resize((28, 32), pillow.BOX))
-        for i in batch
-    ]
-    got = _digital.pixelate(batch.astype(np.float32), factor, [])
-    assert np.array_equal(got.astype(np.uint8), np.stack(expected))
-
-
-def test_jpeg_is_pillows_file_of_that_quality():
-    pillow = pytest.importorskip("PIL.Image")
-    import io
-
-    batch = photo_crops(32, 2)
-    buffer = io.BytesIO()
-    pillow.fromarray(batch[0]).save(buffer, "JPEG", quality=58)
-    expected = np.asarray(pillow.open(buffer))
-    assert np.array_equal(corrupt(batch, "jpeg_compression", 3, "cifar")[0], expected)
-
-
-@pytest.mark.parametrize("severity", range(1, 6))
-@pytest.mark.parametrize("name", ["brightness", "saturate"])
-def test_colour_changes_are_those_of_the_hsv_model(name, severity):
-    color = pytest.importorskip("skimage.color")
-    batch = images(1, 12, 12)
-    batch[0, :2, :2], batch[0, 2, 2] = 0, 200
-    hsv = color.rgb2hsv(batch[0] / 255)
-    constants = SCALES["imagenet"][name][severity - 1]
-    if name == "brightness":
-        hsv[..., 2] = np.clip(hsv[..., 2] + constants, 0, 1)
-    else:
-        hsv[..., 1] = np.clip(hsv[..., 1] * constants[0] + constants[1], 0, 1)
-    expected = np.clip(color.hsv2rgb(hsv), 0, 1) * 255
-    got = corrupt(batch, name, severity)[0].astype(float)
-    assert np.abs(got - np.floor(expected + 1e-3)).max() <= 1
 
 
 def test_mild_saturate_leaves_gray_images_alone():
