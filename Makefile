@@ -72,9 +72,12 @@ stacks: $(VENV)/.test ## the tests of training stacks, and the table of docs/sta
 	$(BIN)/python -m pytest -q -m stack --stacks benchmarks/results/stacks.json tests $(ARGS)
 	$(BIN)/python docs/tables.py
 
-benchmarks: $(VENV)/.test ## run every script in benchmarks/
-	@set -e; for script in $$(grep -ls '^if __name__' benchmarks/*.py); do \
+# Pages last: they are written from what the others measure.
+benchmarks: $(VENV)/.test ## run every script in benchmarks/, and write what is made of it
+	@set -e; for script in $$(grep -ls '^if __name__' \
+	    $(sort $(filter-out %_page.py, $(wildcard benchmarks/*.py))) benchmarks/*_page.py); do \
 	    echo "$$script"; $(BIN)/python $$script $(ARGS); done
+	$(BIN)/python docs/tables.py
 
 clean: ## remove the environment and everything that tools left
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

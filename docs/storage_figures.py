@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-COLOURS = {"masked": "#4d4d4d", "compact": "#2166ac"}
+COLORS = {"masked": "#4d4d4d", "compact": "#2166ac"}
 STYLE = {
     "figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlesize": 9, "axes.titlelocation": "left", "legend.frameon": False,
@@ -43,9 +43,9 @@ def line(
     name = rows[0]["storage"]
     label = f"{name}, with the hooks in backward()" if dotted else f"{name}, step()"
     values = [[row[key][part] for row in rows] for part in ("ratio", "low", "high")]
-    axes.plot(across, values[0], ":" if dotted else "-", color=COLOURS[name], label=label,
+    axes.plot(across, values[0], ":" if dotted else "-", color=COLORS[name], label=label,
               marker=".", markersize=5)  # fmt: skip
-    axes.fill_between(across, values[1], values[2], color=COLOURS[name], alpha=0.15, linewidth=0)
+    axes.fill_between(across, values[1], values[2], color=COLORS[name], alpha=0.15, linewidth=0)
 
 
 def panels(rows: Sequence[dict[str, Any]], key: str) -> Figure:
@@ -55,7 +55,7 @@ def panels(rows: Sequence[dict[str, Any]], key: str) -> Figure:
         1, len(optimizers), figsize=(9, 3), sharey=True, layout="constrained"
     )
     for axes, optimizer in zip(every, optimizers, strict=True):
-        for storage in COLOURS:
+        for storage in COLORS:
             ours = [r for r in rows if (r["optimizer"], r["storage"]) == (optimizer, storage)]
             for quantity in ("step", "total"):
                 line(axes, [row[key] for row in ours], ours, quantity, quantity == "total")

@@ -22,8 +22,8 @@ def main() -> None:
     fully_shard(model[0])
     fully_shard(model)
     opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    # The only new line. Masks are sharded like their parameters; at an update whole layers are
-    # gathered, so that the topology is the one that a single process would choose.
+    # The only new line. Masks are sharded like their parameters; at an update the ranks count
+    # together, so that the topology is the one that a single process would choose.
     opt = SparseOptimizer(
         opt, algo="rigl", sparsity=0.9, total_steps=30, update_every=5, model=model
     )

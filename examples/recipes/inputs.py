@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from sparseopt import robustness
 from sparseopt.robustness.ucf101 import read_video
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # examples/, for data.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # examples/, for data.py
 import data as fashion  # noqa: E402
 
 Sample = tuple[Tensor, Any]

@@ -10,7 +10,7 @@ import torch
 from recipe import Recipe, check
 from torch import nn
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # examples/, for models.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # examples/, for models.py
 import models  # noqa: E402
 
 TINY = 1 / 8  # share of the channels with --tiny
