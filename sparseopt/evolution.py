@@ -34,6 +34,8 @@ class Evolution(Progress):
             The record of the update; None if it waits for the next step.
         """
         self._bind()
+        for layer in self._layers:
+            self._storage.reread(layer)
         self._run.requested = True
         if any(pool.algorithm.needs_gradient for pool in self._pools):
             if not self._hooks.windows:
@@ -47,6 +49,8 @@ class Evolution(Progress):
     def _update(self, pools: Sequence[Pool]) -> Record:
         run, context = self._run, self._context()
         self._write_back()
+        for layer in self._layers:
+            layer.values = self._storage.active(layer)
         done: list[Change] | None = None
         if all(pool.is_finite() for pool in pools):
             done = [
@@ -64,7 +68,7 @@ class Evolution(Progress):
         record = record_of(run.steps, self._layers, done)
         run.history.append(record)
         for layer in self._layers:
-            layer.gradient = None
+            layer.gradient = layer.values = None
         self._hooks.forget()
         self._open_window()
         if self.on_update is not None:

@@ -20,7 +20,7 @@ class Gathered(Layer):
 
     def __init__(self, layer: Layer) -> None:
         self.name, self.key = layer.name, layer.key
-        self.nnz, self.index = layer.nnz, layer.index
+        self.nnz, self.index, self.values = layer.nnz, layer.index, layer.values
         self.sharded = layer
 
     @property

@@ -44,6 +44,7 @@ class Layer:
         nnz: Number of active weights.
         key: Position in the optimizer: (parameter group, index in the group).
         index: Positions of the active weights, row-major, where the storage keeps them.
+        values: The active weights at ``index``, while an update runs, where the storage has them.
         gradient: Dense gradient of the last step, while an update that asks for it runs.
         extras: Tensors of the weight's shape that a recipe keeps between updates; checkpointed.
     """
@@ -55,6 +56,7 @@ class Layer:
         self.mask = torch.ones_like(weight, dtype=torch.bool, requires_grad=False)
         self.nnz = self.numel
         self.index: Tensor | None = None
+        self.values: Tensor | None = None
         self.gradient: Tensor | None = None
         self.extras: dict[str, Tensor] = {}
 
@@ -82,7 +84,7 @@ class Layer:
         """Make ``mask`` the topology, in place: compiled steps and CUDA graphs keep its address."""
         self.mask.copy_(shard_like(mask, self.mask))
         self.nnz = count(self.mask)
-        self.index = None
+        self.index = self.values = None
 
     def __repr__(self) -> str:
         return (

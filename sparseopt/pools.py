@@ -145,7 +145,7 @@ class Pool:
         return all(
             values is None or all_finite(values)
             for layer in self.layers
-            for values in (layer.weight.detach(), layer.gradient)
+            for values in (weights_of(layer), layer.gradient)
         )
 
 
@@ -179,6 +179,11 @@ def check_names(topology: Any, layers: Sequence[Layer]) -> None:
                 f"topology= has a mask for {name!r}, which is no sparse layer; near: "
                 f"{', '.join(near)}"
             )
+
+
+def weights_of(layer: Layer) -> Tensor:
+    """Those that are not zero, and perhaps the others."""
+    return layer.weight.detach() if layer.values is None else layer.values
 
 
 def all_finite(values: Tensor) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .shards import is_sharded, whole
 
-__all__ = ["compress", "count", "positions"]
+__all__ = ["compress", "count", "positions", "true_entries"]
 
 
 def count(mask: Tensor) -> int:
@@ -39,28 +39,28 @@ def positions(mask: Tensor) -> Tensor:
     flat = mask.reshape(-1)
     if flat.device.type != "cpu":
         return flat.nonzero().squeeze(1)
-    if flat.numel() > CHUNK and 10 * count(flat) <= flat.numel():
-        return few_positions(flat.numpy())
-    return torch.from_numpy(np.flatnonzero(flat.numpy()))
+    entries: np.ndarray[Any, Any] = flat.contiguous().numpy()
+    if len(entries) <= CHUNK or 10 * np.count_nonzero(entries) > len(entries):
+        return torch.from_numpy(np.flatnonzero(entries))
+    parts = range(0, len(entries), CHUNK)
+    found = [true_entries(entries[start : start + CHUNK]) + start for start in parts]
+    return torch.from_numpy(np.concatenate(found))
 
 
 CHUNK = 1 << 17  # entries; what is made of them stays in the cache
 
 
-def few_positions(mask: np.ndarray[Any, Any]) -> Tensor:
-    """The same where a tenth or less is true: eight entries at a time, then those of the eights.
+def true_entries(mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Positions in a numpy array of which a tenth or less is true: eight entries at a time.
 
     There numpy looks for one true entry after another, which takes up to three times as long.
     """
-    found = []
-    for start in range(0, len(mask), CHUNK):
-        part = mask[start : start + CHUNK]
-        eights = part[: len(part) // 8 * 8].view(np.uint64)
-        some = np.flatnonzero(eights != 0)
-        inside = np.flatnonzero(eights[some].view(np.bool_))
-        found.append((some[inside >> 3] << 3) + (inside & 7) + start)
-        found.append(np.flatnonzero(part[len(eights) * 8 :]) + len(eights) * 8 + start)
-    return torch.from_numpy(np.concatenate(found))
+    whole = len(mask) // 8 * 8
+    eights = mask[:whole].view(np.uint64)
+    some = np.flatnonzero(eights != 0)
+    inside = np.flatnonzero(eights[some].view(np.bool_))
+    found = (some[inside >> 3] << 3) + (inside & 7)
+    return np.append(found, np.flatnonzero(mask[whole:]) + whole) if len(mask) % 8 else found
 
 
 def compress(values: Tensor, keep: Tensor) -> Tensor:

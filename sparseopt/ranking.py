@@ -107,8 +107,8 @@ def best_of_few(
     generator: torch.Generator,
 ) -> Tensor:
     """The same where the candidates are few: only they are scored."""
-    known = layer.index is not None and among is layer.mask
-    index = layer.index if known and layer.index is not None else positions(among)
+    index = layer.index if among is layer.mask else None
+    index = positions(among) if index is None else index
     worth = score(entries(layer, score, index), context)
     chosen = select_by(select, worth, k, generator)
     mask = among.clone(memory_format=torch.contiguous_format)
@@ -120,7 +120,8 @@ def entries(layer: Layer, score: Score, index: Tensor) -> SimpleNamespace:
     """What an element-wise score reads of a layer, at some entries only."""
     gradient = layer.gradient if getattr(score, "needs_gradient", False) else None
     gradient = None if gradient is None else pick(gradient, index)
-    weight = pick(layer.weight.detach(), index)
+    known = index is layer.index and layer.values is not None
+    weight = layer.values if known else pick(layer.weight.detach(), index)
     return SimpleNamespace(name=layer.name, weight=weight, gradient=gradient)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .positions import count
+from .positions import count, true_entries
 from .select import top_k
 
 if TYPE_CHECKING:
@@ -60,22 +60,23 @@ def best_of_many(
     for start in range(0, layer.numel, CHUNK):
         part = partial(stretch, start=start)
         worth = scores_at(layer, score, part, context)
-        candidates, above = part(among).numpy(), part(chosen).numpy()
-        between = ~(worth < low)  # NaN too: the ranking will refuse it
-        np.logical_and(between, candidates, out=between)
-        np.logical_and(between, worth > high, out=above)
-        between ^= above
-        found = np.flatnonzero(between)
+        above = np.greater(worth, high, out=part(chosen).numpy())
+        between = np.equal(worth < low, above)  # NaN too: the ranking will refuse it
+        found = true_entries(between)
         listed += len(found)
         if listed > MOST * layer.numel:
             return None
         worths.append(worth[found])
         places.append(found + start)
+    place, worth = np.concatenate(places), np.concatenate(worths)
+    candidates = among.view(-1).numpy()[place]
+    place, worth = place[candidates], worth[candidates]
+    chosen.logical_and_(among)
     missing = k - count(chosen)
-    if not 0 <= missing <= listed:
+    if not 0 <= missing <= len(place):
         return None
-    taken = top_k(torch.from_numpy(np.concatenate(worths)), missing).numpy()
-    chosen.view(-1)[torch.from_numpy(np.compress(taken, np.concatenate(places)))] = True
+    taken = top_k(torch.from_numpy(worth), missing).numpy()
+    chosen.view(-1)[torch.from_numpy(np.compress(taken, place))] = True
     return chosen
 
 
@@ -92,7 +93,7 @@ def bracket(
     worth = scores_at(layer, score, windows, context)
     candidates = windows(among).numpy()
     ranked = np.sort(worth[candidates])[::-1]
-    rank = len(ranked) * k / count(among)
+    rank = k * worth.size / layer.numel
     if rank >= len(ranked):
         return -math.inf, math.inf
     # how much the windows differ tells how far the sample may be off

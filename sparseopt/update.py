@@ -84,11 +84,12 @@ def plan(
 def change(layer: Layer, masks: Sequence[Tensor], reset: bool) -> Change:
     """Compare the topology before an update with its stages: settled, kept by the drop, active."""
     settled, kept, active = masks
-    survived = layer.mask & kept
+    rested = settled is layer.mask  # so that nothing else was kept
+    survived = kept if rested else layer.mask & kept
     # pruned by the first stage and grown by the second: new, even though it was active before
     carried = survived if reset else layer.mask & settled
-    fresh = (~carried).logical_and_(active)
-    again = fresh if reset else (~kept).logical_and_(active)
+    fresh = active > carried  # active, and not carried
+    again = fresh if reset else active > kept
     lasting = count(survived)
     return Change(
         layer=layer,
@@ -134,7 +135,7 @@ def exchange(
     if algorithm.scope == "global":
         return exchange_across(layers, settled, algorithm, levels, context)
     kept = drop_each(layers, settled, algorithm, levels, context)
-    return kept, grow_each(layers, kept, lacking(settled, kept), algorithm, context)
+    return kept, grow_each(layers, kept, lacking(layers, settled, kept), algorithm, context)
 
 
 def drop_each(
@@ -175,9 +176,14 @@ def grow_each(
     ]  # fmt: skip
 
 
-def lacking(settled: Sequence[Tensor], kept: Sequence[Tensor]) -> list[int]:
+def lacking(
+    layers: Sequence[Layer], settled: Sequence[Tensor], kept: Sequence[Tensor]
+) -> list[int]:
     """How many weights each layer must grow to have as many as before the drop."""
-    return [count(before) - count(after) for before, after in zip(settled, kept, strict=True)]
+    return [
+        number_of(layer, before) - count(after)
+        for layer, before, after in zip(layers, settled, kept, strict=True)
+    ]
 
 
 def at_stage(layer: Layer, mask: Tensor) -> Layer:
@@ -186,7 +192,7 @@ def at_stage(layer: Layer, mask: Tensor) -> Layer:
         return layer
     seen = copy.copy(layer)
     seen.mask, seen.nnz = mask, count(mask)
-    seen.index = None
+    seen.index = seen.values = None
     return seen
 
 

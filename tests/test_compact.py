@@ -220,6 +220,33 @@ def test_the_list_of_elementwise_optimizers_can_be_extended():
         ELEMENTWISE.discard("Mine")
 
 
+@pytest.mark.parametrize("storage", ["masked", "compact"])
+@pytest.mark.parametrize("compute", ["dense", "sparse"])
+def test_an_update_asked_for_ranks_weights_as_they_are(storage: str, compute: str):
+    if storage == "masked" and compute == "sparse":
+        pytest.skip("not held compactly")
+    if compute == "sparse" and not torch.backends.mkl.is_available():
+        pytest.skip("needs MKL")
+    model = mlp((20, 30))
+    optimizer = sparse(
+        model, inner_named("sgd"), "set", sparsity=0.8, storage=storage, compute=compute,
+        update_every=100, total_steps=None,
+    )  # fmt: skip
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(4, 20, dtype=torch.float64)).square().mean().backward()
+        optimizer.step()
+    layer = optimizer.layers[0]
+    active = layer.mask.view(-1).nonzero().view(-1)
+    small, large = active[::4], active[torch.arange(len(active)) % 4 != 0]
+    layer.weight.data.view(-1)[small] = 1e-9  # seen by no count of writes
+    layer.weight.data.view(-1)[large] = 1.0
+    record = optimizer.update_topology()
+    assert record is not None and record.dropped > len(small)
+    assert bool((layer.weight.view(-1)[large] == 1.0).sum() > len(large) * 0.9)
+    assert layer.values is None
+
+
 def test_an_unknown_storage_is_refused_with_the_names_that_exist():
     model = mlp()
     with pytest.raises(ValueError, match="'auto', 'masked', 'compact'"):

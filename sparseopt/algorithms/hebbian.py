@@ -286,7 +286,7 @@ class Percolating:
             algorithm = dataclasses.replace(algorithm, drop_select=select)
         kept = drop_each(layers, settled, algorithm, levels, context)
         kept = self.percolated(layers, settled, kept, algorithm)
-        active = grow_each(layers, kept, lacking(settled, kept), algorithm, context)
+        active = grow_each(layers, kept, lacking(layers, settled, kept), algorithm, context)
         self.mark(layers, settled, kept, active)
         return kept, active
 
@@ -308,7 +308,7 @@ class Percolating:
             if not forbids(algorithm) or missing <= count(candidates(layer, mask, algorithm))
             else mask
             for layer, mask, less, missing in zip(
-                layers, kept, cut, lacking(settled, cut), strict=True
+                layers, kept, cut, lacking(layers, settled, cut), strict=True
             )
         ]
 

@@ -109,7 +109,7 @@ def redistribute(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Drop in every layer; share out what was dropped by each layer's mean momentum."""
     kept = drop_each(layers, settled, algorithm, levels, context)
-    removed = lacking(settled, kept)
+    removed = lacking(layers, settled, kept)
     room = [count(candidates(*pair, algorithm)) for pair in zip(layers, kept, strict=True)]
     means = [
         mean_over(momentum(layer, context), mask)

@@ -70,7 +70,7 @@ def pays(
     about = 2 ** (rows - 1).bit_length()  # one measurement serves up to twice as many rows
     dtype, threads = lower or values.dtype, torch.get_num_threads()
     training = torch.is_grad_enabled() and layer.weight.requires_grad
-    case = (layer.shape, round(layer.density, 2), about, dtype, threads, training)
+    case = (structure.shape, round(layer.density, 2), about, dtype, threads, training)
     if case not in MEASURED:
         MEASURED[case] = measure(structure, module, values, training, dtype)
     sparse, dense = MEASURED[case]

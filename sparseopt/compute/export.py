@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..layers import wrapped
 from ..positions import positions
-from .structure import csr
+from .structure import Matrix
 
 __all__ = ["Exported", "SparseLinear", "export", "is_two_of_four"]
 
@@ -76,11 +76,9 @@ class SparseLinear(nn.Module):
         starts, columns, values, bias = self.starts, self.columns, self.values, self.bias
         assert isinstance(starts, Tensor) and isinstance(columns, Tensor)
         assert isinstance(values, Tensor)
-        matrix = csr(starts, columns, values, (self.out_features, self.in_features))
-        samples = input.reshape(-1, self.in_features).t()
-        outputs = torch.mm(matrix, samples)
-        if isinstance(bias, Tensor):
-            outputs += bias.unsqueeze(1)
+        matrix = Matrix(starts, columns, values, (self.out_features, self.in_features))
+        samples = input.reshape(-1, self.in_features).t().contiguous()
+        outputs = matrix.product(samples, bias if isinstance(bias, Tensor) else None)
         return outputs.t().contiguous().view(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

@@ -41,7 +41,7 @@ class Matrix:
     ) -> None:
         self.starts, self.columns, self.values = starts, columns, values
         self.csr = csr(starts, columns, values, shape)
-        self.bags = values.dtype == torch.float32 and FBGEMM
+        self.bags = FBGEMM and values.dtype == torch.float32 and values.is_cpu
 
     def product(self, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
         """Times a dense matrix (columns, samples); ``bias``, if any, is added to each sample.

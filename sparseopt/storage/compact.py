@@ -37,6 +37,7 @@ class Packed:
     index: Tensor
     values: nn.Parameter
     seen: tuple[int, int] | None = None  # the weight whose active entries the values were last
+    left: tuple[int, int] | None = None  # the same, as the last step left it
     sample: tuple[Tensor, Tensor] | None = None
 
     def agrees(self, weight: Tensor) -> bool:
@@ -148,6 +149,7 @@ class Compact(Masked):
                 scatter(layer.weight.detach(), packed.index, packed.values.detach())
             if packed.seen is not None:
                 packed.seen = stamp(layer.weight)
+            packed.left = stamp(layer.weight)
         self.inside.clear()
 
     def _defer(self, layer: Layer, packed: Packed) -> bool:
@@ -219,7 +221,16 @@ class Compact(Masked):
         """Forget what is known of the weight: it is read again when it is needed."""
         self.write_back(layer)
         if layer.key in self.packed:
-            self.packed[layer.key].seen = None
+            self.packed[layer.key].seen = self.packed[layer.key].left = None
+
+    @torch.no_grad()
+    def active(self, layer: Layer) -> Tensor | None:
+        packed, weight = self.packed.get(layer.key), layer.weight
+        if packed is None or packed.index is not layer.index or packed.values.dtype != weight.dtype:
+            return None
+        if packed.left != stamp(weight):
+            gather(weight.detach(), weight, packed.index, packed.values.detach())
+        return packed.values.detach()
 
     # --- a new topology ---------------------------------------------------------------------------
 

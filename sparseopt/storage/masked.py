@@ -89,6 +89,10 @@ class Masked:
     def reread(self, layer: Layer) -> None:
         """Nothing is known of the weight that could be out of date."""
 
+    def active(self, layer: Layer) -> Tensor | None:
+        """The active weights at ``layer.index``; None where they are not held apart."""
+        return None
+
     # --- zeros ------------------------------------------------------------------------------------
 
     def is_clean(self, layer: Layer) -> bool:
