@@ -131,6 +131,12 @@ def announce(inner: Optimizer, merged: dict[str, Any]) -> None:
 
 def split(state_dict: dict[str, Any]) -> tuple[dict[str, Any], Saved]:
     """The inner optimizer's part and ours; a parameter left without state has no entry."""
+    if not {"state", "param_groups"} <= state_dict.keys():
+        raise ValueError(
+            "a state dict of an optimizer has the keys 'state' and 'param_groups', this one has "
+            f"{', '.join(map(repr, list(state_dict)[:5])) or 'none'}: pass the part of the "
+            "checkpoint that optimizer.state_dict() gave"
+        )
     saved = Saved()
     state = dict(state_dict["state"])
     for key, identifier in identifiers(state_dict["param_groups"]):
@@ -167,6 +173,7 @@ def check(saved: Saved, layers: Sequence[Layer], algorithm: Algorithm) -> None:
                 "topology with topology={name: mask}"
             )
     _check_layers(saved.masks, layers)
+    _check_shapes(saved, layers)
     _check_counts(saved.masks, layers, algorithm)
 
 
@@ -214,10 +221,15 @@ def _check_layers(masks: dict[tuple[int, int], Tensor], layers: Sequence[Layer])
             )
             + ". Was it another model, or another choice of layers (model=, include=, exclude=)?"
         )
+
+
+def _check_shapes(saved: Saved, layers: Sequence[Layer]) -> None:
+    """Masks and extras have the weight's shape; what a recipe keeps of a layer may be a number."""
     for layer in layers:
-        if tuple(masks[layer.key].shape) != layer.shape:
-            raise ValueError(
-                f"the checkpoint's mask of {layer.name!r} has shape "
-                f"{tuple(masks[layer.key].shape)}, the weight {layer.shape}: it belongs to "
-                "another model"
-            )
+        for name, value in saved.of_layer(layer.key).items():
+            shape = tuple(value.shape) if torch.is_tensor(value) else type(value).__name__
+            if shape != layer.shape and (shape != () or name == "mask"):
+                raise ValueError(
+                    f"the checkpoint's {name} of {layer.name!r} has shape {shape}, the weight "
+                    f"{layer.shape}: it belongs to another model"
+                )

@@ -30,7 +30,8 @@ def sparse_optimizer(optimizer: Any) -> SparseOptimizer | None:
     """
     while optimizer is not None and type(optimizer) is not SparseOptimizer:
         # Lightning's proxies are subclasses of ours that hold the real one
-        inside = vars(optimizer).get("_optimizer", vars(optimizer).get("optimizer"))
+        own = getattr(optimizer, "__dict__", {})
+        inside = own.get("_optimizer", own.get("optimizer"))
         if inside is None and isinstance(optimizer, SparseOptimizer):
             return optimizer
         optimizer = inside

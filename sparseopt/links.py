@@ -56,7 +56,8 @@ def ch2_l3n(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         where no path of length three joins the two ends. Existing links score 0.
 
     Raises:
-        ValueError: if the mask has fewer than two dimensions.
+        ValueError: if the mask has fewer than two dimensions, or ``dtype`` is no floating-point
+            type.
 
     References:
         Zhang et al., Brain network science modelling of sparse neural networks enables
@@ -203,6 +204,8 @@ def percolate(masks: Mapping[str, Tensor], chains: Sequence[Sequence[str]]) -> d
 
 def _on_matrix(mask: Tensor, dtype: torch.dtype, score: Callable[[Tensor], Tensor]) -> Tensor:
     """The score of a mask seen as a matrix, zero at its links, in the shape of the mask."""
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype} must be a floating-point type")
     links = _matrix(mask, "mask") != 0
     # Under autocast the counts would be rounded to eight bits.
     with torch.autocast(device_type=mask.device.type, enabled=False):
@@ -306,6 +309,11 @@ def _check_chain(masks: Mapping[str, Tensor], chain: Sequence[str]) -> None:
 
 def _check_fit(name: str, mask: Tensor, following: str, next_mask: Tensor) -> None:
     """Channels must agree; a matrix after a convolution may have k columns per channel."""
+    for one, layer in ((mask, name), (next_mask, following)):
+        if one.ndim < 2:
+            raise ValueError(
+                f"chains: {layer!r} has shape {tuple(one.shape)}; it needs outputs and inputs"
+            )
     neurons, inputs = mask.shape[0], next_mask.shape[1]
     flattened = mask.ndim > 2 and next_mask.ndim == 2 and inputs % max(1, neurons) == 0
     if neurons != inputs and not flattened:

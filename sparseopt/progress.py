@@ -135,7 +135,10 @@ class Progress(Wrapper):
         """
         model = model if model is not None else (self._model() if self._model else None)
         if model is None:
-            raise ValueError("model= is needed: this optimizer was built without it, or copied")
+            raise ValueError(
+                "model= is needed: this optimizer was built without it or copied, or the model is "
+                "gone"
+            )
         model, run = wrapped(model), self._run
         cost = count(model, inputs)
         size = float(samples_in(model, inputs)) if batch_size is None else batch_size

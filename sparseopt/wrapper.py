@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -114,10 +115,15 @@ class Wrapper(Optimizer):
             state_dict: What :meth:`state_dict` returned, in any storage.
 
         Raises:
-            ValueError: If it was written by another recipe, for another sparsity or for another
-                model; nothing has been changed then.
+            TypeError: If it is no dict.
+            ValueError: If it is no optimizer's state dict, or was written by another recipe, for
+                another sparsity or for another model; nothing has been changed then.
         """
-        state_dict = state_dict.copy()
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(
+                f"state_dict={state_dict!r} must be what optimizer.state_dict() returned"
+            )
+        state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             replaced = hook(self, state_dict)
             state_dict = state_dict if replaced is None else replaced

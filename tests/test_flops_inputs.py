@@ -105,10 +105,21 @@ def test_a_lazy_model_is_refused():
         flops.count(nn.LazyLinear(2), torch.zeros(1, 3))
 
 
-@pytest.mark.parametrize("inputs", [(), {}, torch.tensor(1.0), torch.zeros(0, 3)])
+@pytest.mark.parametrize("inputs", [(), {}, 5, None, torch.tensor(1.0), torch.zeros(0, 3)])
 def test_inputs_without_samples_are_refused(inputs):
     with pytest.raises(ValueError, match="inputs"):
         flops.count(nn.Linear(3, 2), inputs)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5])
+def test_a_batch_size_that_is_no_number_of_samples_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size}"):
+        flops.count(nn.Linear(3, 2), torch.zeros(4, 3), batch_size=batch_size)
+
+
+def test_something_else_than_a_module_is_refused():
+    with pytest.raises(TypeError, match="model='resnet18' must be a torch.nn.Module"):
+        flops.count("resnet18", torch.zeros(1, 3))
 
 
 def test_missing_fvcore_names_the_extra(monkeypatch):

@@ -96,6 +96,12 @@ def test_scores_need_a_matrix(score):
 
 
 @every_score
+def test_scores_are_no_whole_numbers(score):
+    with pytest.raises(ValueError, match="dtype=torch.int64 must be a floating-point type"):
+        score(torch.ones(4, 4, dtype=torch.bool), torch.int64)
+
+
+@every_score
 def test_counts_stay_exact_under_autocast(score):
     mask = torch.rand(40, 700, generator=torch.Generator().manual_seed(0)) < 0.8
     expected = score(mask)
@@ -231,13 +237,14 @@ def test_percolation_leaves_layers_outside_the_chains_alone():
     [
         (["fc1"], "at least two layer names"),
         ("fc1", "at least two layer names"),
-        (["fc1", "fc3"], r"no sparse layer is called 'fc3'; near: \['fc2', 'fc1'\]"),
+        (["fc1", "fc3"], r"no sparse layer is called 'fc3'; near: \['fc2', 'fc1', 'bias'\]"),
         (["fc1", "fc2", "fc1"], "names a layer twice"),
+        (["fc1", "bias"], r"'bias' has shape \(4,\); it needs outputs and inputs"),
         (["fc2", "fc1"], r"'fc2' of shape \(2, 4\) cannot feed 'fc1' of shape \(4, 6\)"),
     ],
 )
 def test_chains_that_do_not_fit_are_named(chain, message):
-    layers = {"fc1": torch.ones(4, 6) > 0, "fc2": torch.ones(2, 4) > 0}
+    layers = {"fc1": torch.ones(4, 6) > 0, "fc2": torch.ones(2, 4) > 0, "bias": torch.ones(4) > 0}
     with pytest.raises(ValueError, match=message):
         percolate(layers, [chain])
 

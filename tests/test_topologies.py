@@ -202,6 +202,8 @@ def test_n_of_m_errors_name_the_layer():
         n_of_m(2, 4)(layer_of(8, 3, 3, 3, name="conv1"), 108, rng())
     with pytest.raises(ValueError, match=r"'fc' gets 16 active weights, not 15"):
         n_of_m(2, 4)(layer_of(4, 8), 15, rng())
+    with pytest.raises(TypeError, match="n=1.5 and m=4 must be whole numbers"):
+        n_of_m(1.5, 4)
     for n, m in ((5, 4), (0, 4), (-1, 2)):
         with pytest.raises(ValueError, match=f"n={n} must be between 1 and m={m}"):
             n_of_m(n, m)

@@ -35,7 +35,9 @@ def count(model: nn.Module, inputs: Any, batch_size: int | None = None) -> Model
 
     Raises:
         ImportError: if fvcore is missing (``pip install sparseopt[flops]``).
-        ValueError: for a model without real tensors, or inputs without a batch dimension.
+        TypeError: if ``model`` is no module.
+        ValueError: for a model without real tensors, inputs without a batch dimension, or a
+            batch size that is not a whole number of at least 1.
 
     Example:
         >>> import torch
@@ -51,6 +53,8 @@ def count(model: nn.Module, inputs: Any, batch_size: int | None = None) -> Model
         14,800 FLOPs per sample: 2 per multiply-add, and those of norms and pooling.
         Not counted (calls): relu (1).
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} must be a torch.nn.Module")
     model = wrapped(model)
     call = Call(model, inputs)
     samples = batch_size_of(call.tensors, batch_size)

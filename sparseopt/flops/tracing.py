@@ -18,8 +18,9 @@ class Call(nn.Module):
         self.model = model
         self.training = False
         self.keywords = dict(inputs) if isinstance(inputs, Mapping) else None
-        values = [inputs] if isinstance(inputs, Tensor) else inputs
-        self.values = list(self.keywords.values() if self.keywords is not None else values)
+        several = self.keywords.values() if self.keywords is not None else inputs
+        listed = self.keywords is not None or isinstance(inputs, (list, tuple))
+        self.values = list(several) if listed else [inputs]
         self.places = [i for i, value in enumerate(self.values) if isinstance(value, Tensor)]
         self.tensors = [self.values[place] for place in self.places]
 
@@ -58,9 +59,9 @@ def batch_size_of(tensors: list[Tensor], given: int | None) -> int:
             "such as torch.zeros(1, 3, 32, 32)"
         )
     samples = tensors[0].shape[0] if given is None else given
-    if samples < 1:
-        raise ValueError(f"inputs hold batch_size={samples} samples; give at least one")
-    return samples
+    if samples < 1 or samples != int(samples):
+        raise ValueError(f"inputs hold batch_size={samples} samples; give a whole number from 1 on")
+    return int(samples)
 
 
 def check_real(model: nn.Module) -> None:

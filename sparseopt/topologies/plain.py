@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +90,7 @@ class n_of_m:
         m: size of a group; the number of inputs must be a multiple of it.
 
     Raises:
+        TypeError: if ``n`` or ``m`` is not a whole number.
         ValueError: if ``n`` is not between 1 and ``m``; on use, if the inputs do not fall into
             groups of ``m``, or ``nnz`` is not ``n / m`` of the weights.
 
@@ -106,6 +108,8 @@ class n_of_m:
     m: int = 4
 
     def __post_init__(self) -> None:
+        if not isinstance(self.n, numbers.Integral) or not isinstance(self.m, numbers.Integral):
+            raise TypeError(f"n={self.n!r} and m={self.m!r} must be whole numbers")
         if not 1 <= self.n <= self.m:
             raise ValueError(
                 f"n={self.n} must be between 1 and m={self.m}: n of every m are active"
