@@ -23,7 +23,7 @@ import torch
 from common import RESULTS
 from runner import finished, work_off
 from torch import Tensor, nn
-from training import density, made_with
+from training import density, fit, made_with, shuffled
 
 from sparseopt import SparseOptimizer, available
 
@@ -75,14 +75,9 @@ def train(run: dict[str, Any], images: dict[str, Tensor]) -> dict[str, Any]:
     sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     optimizer = wrapped(sgd, run, model, total)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+    batches = shuffled(images["train"][:IMAGES], images["train_labels"][:IMAGES], BATCH)
     begin = time.perf_counter()
-    for _ in range(EPOCHS):
-        for index in torch.randperm(IMAGES)[: IMAGES // BATCH * BATCH].view(-1, BATCH):
-            optimizer.zero_grad()
-            output = model(images["train"][index])
-            nn.functional.cross_entropy(output, images["train_labels"][index]).backward()
-            optimizer.step()
-            schedule.step()
+    fit(model, optimizer, schedule, batches, EPOCHS)
     seconds = time.perf_counter() - begin
     model.eval()
     with torch.no_grad():

@@ -133,9 +133,11 @@ def small_resnet3d(num_classes: int) -> nn.Sequential:
 
 def stand_in(smoke: bool = False) -> Task:
     if smoke:
-        small = stand_ins.clips(24, 12, 40, 16)
-        return Task(small, small_resnet3d, 2, 2, 32, 0.02, perturbations=("jumble",))
-    return Task(stand_ins.clips(), small_resnet3d, 20, 12, 32, 0.02)
+        return Task(
+            stand_ins.clips(train=24, test=12, frames=16), small_resnet3d, epochs=2, every=2,
+            size=32, learning_rate=0.02, perturbations=("jumble",),
+        )  # fmt: skip
+    return Task(stand_ins.clips(), small_resnet3d, epochs=20, every=12, size=32, learning_rate=0.02)
 
 
 def runs(sparsity: float = 0.5, seeds: tuple[int, ...] = SEEDS) -> list[dict[str, Any]]:
@@ -156,8 +158,8 @@ def main() -> None:
     if arguments.data:
         name = f"corrupted_video-ucf101-{arguments.network}"
         task = Task(
-            arguments.data, NETWORKS[arguments.network], arguments.epochs, 300, 224,
-            small=False, mirror=True, device=arguments.device, workers=16,
+            arguments.data, NETWORKS[arguments.network], epochs=arguments.epochs, every=300,
+            size=224, small=False, mirror=True, device=arguments.device, workers=16,
         )  # fmt: skip
     else:
         torch.set_num_threads(1)

@@ -199,9 +199,13 @@ def evaluated(model: nn.Module, task: Task) -> dict[str, Any]:
 
 def stand_in(smoke: bool = False) -> Task:
     if smoke:
-        small = stand_ins.scenes(8, 2, 64)
-        return Task(small, 1 / 16, 2, 2, 0.01, 64, 64, severities=(3,), pretraining=(100, 1))
-    return Task(stand_ins.scenes(), 1 / 8, 20, 24, 0.01, 96, 96)
+        return Task(
+            stand_ins.scenes(train=8, test=2, side=64), width=1 / 16, epochs=2, every=2,
+            learning_rate=0.01, side=64, crop=64, severities=(3,), pretraining=(100, 1),
+        )  # fmt: skip
+    return Task(
+        stand_ins.scenes(), width=1 / 8, epochs=20, every=24, learning_rate=0.01, side=96, crop=96
+    )
 
 
 def runs(seeds: tuple[int, ...] = SEEDS) -> list[dict[str, Any]]:
@@ -222,8 +226,8 @@ def main() -> None:
     if arguments.data:
         path = RESULTS / "table12-voc.jsonl"
         task = Task(
-            arguments.data, 1.0, arguments.epochs, 500, 1e-4, None, 480,
-            backbone=arguments.backbone, device=arguments.device, workers=8,
+            arguments.data, width=1.0, epochs=arguments.epochs, every=500, learning_rate=1e-4,
+            side=None, crop=480, backbone=arguments.backbone, device=arguments.device, workers=8,
         )  # fmt: skip
     else:
         torch.set_num_threads(1)

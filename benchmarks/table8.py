@@ -33,7 +33,7 @@ import torch
 from common import RESULTS, machine
 from runner import seed_by_seed, work_off
 from torch import Tensor, nn
-from training import density
+from training import density, fit, shuffled
 
 from sparseopt import SparseOptimizer, topologies
 from sparseopt.schedules import Polynomial
@@ -88,8 +88,8 @@ def start_(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> Non
 def train(run: dict[str, Any], images: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Any]]:
     """One training run; the model and what it took."""
     torch.manual_seed(run["seed"])
-    model, batch, count = mlp(run["sizes"]), run["batch"], len(images["train"])
-    steps = count // batch
+    model, batch = mlp(run["sizes"]), run["batch"]
+    steps = len(images["train"]) // batch
     rate = LEARNING_RATE * math.sqrt(batch / TABLE_BATCH)
     optimizer: torch.optim.Optimizer = torch.optim.SGD(
         model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4, fused=True
@@ -98,14 +98,9 @@ def train(run: dict[str, Any], images: dict[str, Tensor]) -> tuple[nn.Module, di
         optimizer = wrapped(optimizer, model, run, steps * run["epochs"])
     start_(model, optimizer, run["seed"])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * run["epochs"])
-    loss_of = nn.CrossEntropyLoss()
+    batches = shuffled(images["train"], images["train_labels"], batch)
     begin = time.perf_counter()
-    for _ in range(run["epochs"]):
-        for index in torch.randperm(count)[: steps * batch].view(-1, batch):
-            optimizer.zero_grad()
-            loss_of(model(images["train"][index]), images["train_labels"][index]).backward()
-            optimizer.step()
-            schedule.step()
+    fit(model, optimizer, schedule, batches, run["epochs"])
     seconds = time.perf_counter() - begin
     return model, {"seconds": round(seconds), "density": density(optimizer)}
 

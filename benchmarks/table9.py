@@ -108,7 +108,10 @@ def stand_in(images: int = low_sparsity.IMAGES, epochs: int = 10, tested: int = 
 
     batches = shuffled(inputs, labels[:images], BATCH)
     length, every = images // BATCH, low_sparsity.EVERY
-    return Task(low_sparsity.network, "0.weight", batches, length, 10, epochs, every, robustness)
+    return Task(
+        low_sparsity.network, "0.weight", batches, length, classes=10, epochs=epochs, every=every,
+        robustness=robustness,
+    )  # fmt: skip
 
 
 def found(run: dict[str, Any]) -> dict[str, Any] | None:
@@ -144,16 +147,9 @@ def cifar100(root: Path, device: str, epochs: int = 160, workers: int = 8) -> Ta
         return loader
 
     return Task(
-        partial(resnet34, 100),
-        "0.0.weight",
-        batches,
-        len(loader),
-        100,
-        epochs,
-        500,
-        robustness,
-        device,
-    )
+        partial(resnet34, 100), "0.0.weight", batches, len(loader), classes=100, epochs=epochs,
+        every=500, robustness=robustness, device=device,
+    )  # fmt: skip
 
 
 def read_cifar100(root: Path, part: str) -> tuple[Tensor, Tensor]:

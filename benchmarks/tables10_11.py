@@ -159,9 +159,13 @@ def evaluated(
     model: nn.Module, root: Path, transform: Callable[[Any], Any], workers: int = 0
 ) -> dict[str, float]:
     """Accuracy in percent on ImageNet-R, and on the three sets of ImageNet-V2 and their mean."""
-    r = evaluate(model, ImageNetR(root, transform), workers=workers, progress=False)
-    v = evaluate(model, ImageNetV2(root, transform=transform), workers=workers, progress=False)
-    found = {"imagenet-r": r.mean, **v.per_corruption, "average": v.mean}
+    renditions, new_tests = (
+        evaluate(model, images, workers=workers, progress=False)
+        for images in (ImageNetR(root, transform), ImageNetV2(root, transform=transform))
+    )
+    found = {
+        "imagenet-r": renditions.mean, **new_tests.per_corruption, "average": new_tests.mean,
+    }  # fmt: skip
     return {name: round(100 * value, 3) for name, value in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""What the training scripts of Figures 9-11 and Tables 9-12 share."""
+"""What the training scripts share."""
 
 from __future__ import annotations
 

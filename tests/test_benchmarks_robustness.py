@@ -25,7 +25,7 @@ def program(root: Path, *command: str, data: Path | None = None) -> str:
     kept = {"SPARSEOPT_DATA": str(data)} if data else {}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **kept}
     result = subprocess.run(
-        [sys.executable, *command], cwd=root, capture_output=True, text=True, timeout=300,
+        [sys.executable, *command], cwd=root, capture_output=True, text=True, timeout=900,
         env=environment,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -271,6 +271,7 @@ def test_missing_data_are_named_with_the_layout(example, name, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="is missing"):
         example.run.main([*command, "--data", str(tmp_path / "empty")])
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_incomplete_download_is_not_taken_for_the_whole_set(example, tmp_path):

@@ -120,6 +120,7 @@ def prepared(
     model.to(processes.device)
     per_epoch = -(-len(data.train) // recipe.batch_size)  # type: ignore[arg-type]
     optimizer = wrapped(recipe, options, model, recipe.epochs * per_epoch, data)
+    folder.mkdir(parents=True, exist_ok=True)
     return Training(
         recipe, data, processes, model, optimizer, options.seed, options.bf16, options.workers
     )
@@ -133,7 +134,6 @@ def check(recipe: Recipe, options: argparse.Namespace, folder: Path) -> None:
             f"{recipe.name} starts from a pretrained backbone: give torchvision's state dict with "
             "--weights, or --weights none for random weights"
         )
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def read(
