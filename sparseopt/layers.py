@@ -214,8 +214,15 @@ class Selection:
         include: Pattern | Iterable[Pattern] | None,
         exclude: Pattern | Iterable[Pattern] | None,
     ) -> Selection:
-        """What the arguments ask for; raises TypeError on arguments of a wrong kind."""
+        """What the arguments ask for.
+
+        Raises TypeError on arguments of a wrong kind, ValueError for an include without a pattern.
+        """
         choice = cls(as_patterns(include, "include"), as_patterns(exclude, "exclude"))
+        if include is not None and not choice.include:
+            raise ValueError(
+                f"include={include!r} names no parameter; leave it out for the usual choice"
+            )
         if model is not None:
             if not isinstance(model, nn.Module):
                 raise TypeError(f"model={model!r} must be a torch.nn.Module")

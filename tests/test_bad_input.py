@@ -211,6 +211,13 @@ def test_a_pattern_that_matches_nothing_shows_the_names_there_are():
             assert "0.weight" in message
 
 
+@pytest.mark.parametrize("nothing", [[], ()])
+def test_an_empty_include_is_refused_and_not_taken_for_the_usual_choice(nothing):
+    refused("include=.* names no parameter; leave it out", include=nothing)
+    model = mlp()
+    assert len(sparse(model, SGD, exclude=nothing).layers) == 2
+
+
 def test_patterns_that_leave_nothing_are_refused():
     refused("sparse", include="*.bias")
     refused("sparse", exclude="*")

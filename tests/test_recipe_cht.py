@@ -359,9 +359,16 @@ def test_bad_input_is_refused_by_name(options: dict[str, Any], message: str) -> 
             recipe(0.9, **options)
 
 
-def test_a_chain_that_is_one_string_is_refused() -> None:
+@pytest.mark.parametrize("wrong", [["fc1", "fc2"], "fc1", 3, None])
+def test_chains_that_are_no_lists_are_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="chains="):
-        cht(0.9, chains=["fc1", "fc2"])
+        cht(0.9, chains=wrong)
+
+
+@pytest.mark.parametrize("wrong", [0.5, (0.5,), (0.1, 0.2, 0.3), None])
+def test_a_delta_that_is_no_pair_is_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="delta=.* must be two numbers"):
+        chts(0.9, delta=wrong)
 
 
 def test_golden_sigmoid_density_of_chtss() -> None:

@@ -83,6 +83,7 @@ def cht(
         **options: Fields of :class:`Algorithm` that make sense for every recipe.
 
     Raises:
+        TypeError: For a ``delta`` that is no pair, or ``chains`` that are no lists.
         ValueError: For an unknown score; when the optimizer is made, for chains that name unknown
             layers or join layers that do not fit.
 
@@ -228,8 +229,11 @@ def percolating(
     """The exchange of the Cannistraci-Hebb recipes, its arguments checked."""
     if early_stop is not None and not 0.0 <= early_stop <= 1.0:
         raise ValueError(f"early_stop={early_stop} must be in [0, 1], an overlap, or None")
-    if isinstance(chains, str) or any(isinstance(chain, str) for chain in chains):
+    listed = isinstance(chains, Sequence) and not isinstance(chains, str)
+    if not listed or any(isinstance(chain, str) for chain in chains):
         raise TypeError(f"chains={chains!r} must be a list of lists of layer names")
+    if not isinstance(delta, Sequence) or len(delta) != 2:
+        raise TypeError(f"delta={delta!r} must be two numbers: where it starts and where it ends")
     softness = Softness(*delta)
     return Percolating(tuple(map(tuple, chains)), early_stop, softness if soft else None)
 
