@@ -45,6 +45,7 @@ from sparseopt import SparseOptimizer
 SIZES = (784, 1568, 1568, 1568, 10)
 WIDTH, HIDDEN, HEADS, TOKENS = 512, 2048, 8, 8
 UPDATE_EVERY = 100
+TURN = 256  # samples in a turn: so many steps that each network has the caches to itself
 SPARSITIES, BATCHES = (0.8, 0.9, 0.95, 0.97, 0.99), (8, 32, 128, 512)
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD momentum": lambda p, **more: torch.optim.SGD(p, lr=1e-3, momentum=0.9, **more),
@@ -99,7 +100,7 @@ class Trained:
         self.model, self.optimizer = model, optimizer
 
     def seconds(self, inputs: torch.Tensor, labels: torch.Tensor, steps: int = 1) -> float:
-        """Seconds of one step, the mean of a few where steps are short."""
+        """Seconds of one step, the mean of several where steps are short; one more warms up."""
         self.step(inputs, labels)
         begin = now()
         for _ in range(steps):
@@ -160,7 +161,7 @@ def measure(run: dict[str, Any], rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in present}
     for number in range(rounds + 1):
         for name, one in present.items():
-            spent = one.seconds(*data, max(2, 32 // run["batch"]))
+            spent = one.seconds(*data, max(2, TURN // run["batch"]))
             if number:  # the first round warms up and calibrates
                 seconds[name].append(spent)
     update = update_seconds(present["sparse"], *data, statistics.median(seconds["sparse"]))
