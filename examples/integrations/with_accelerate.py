@@ -25,7 +25,7 @@ def main() -> SparseOptimizer:
     # The only new line. Optimizer steps are counted, not batches: two batches make one step here.
     steps = epochs * len(data) // 2
     sparse = SparseOptimizer(
-        opt, "rigl", sparsity=0.9, total_steps=steps, update_every=4, model=model
+        opt, algo="rigl", sparsity=0.9, total_steps=steps, update_every=4, model=model
     )
     model, opt, data = accelerator.prepare(model, sparse, data)
 

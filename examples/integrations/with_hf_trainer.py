@@ -49,9 +49,9 @@ def main(folder: str | None = None, resume: bool = False) -> Trainer:
         use_cpu=not torch.cuda.is_available(),
     )
     opt = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    # the only new line: one step per gradient_accumulation_steps batches, max_steps in all
+    # The only new line. One step per gradient_accumulation_steps batches, max_steps in all.
     opt = SparseOptimizer(
-        opt, "rigl", sparsity=0.9, total_steps=arguments.max_steps, update_every=2, model=model
+        opt, algo="rigl", sparsity=0.9, total_steps=arguments.max_steps, update_every=2, model=model
     )
     trainer = Trainer(
         model,

@@ -26,10 +26,10 @@ class Network(pl.LightningModule):
 
     def configure_optimizers(self):
         opt = torch.optim.AdamW(self.parameters(), lr=1e-2)
-        # the only new line; the Trainer knows how many optimizer steps there will be
+        # The only new line. The Trainer knows how many optimizer steps there will be.
         steps = self.trainer.estimated_stepping_batches
         opt = SparseOptimizer(
-            opt, "rigl", sparsity=0.9, total_steps=steps, update_every=4, model=self
+            opt, algo="rigl", sparsity=0.9, total_steps=steps, update_every=4, model=self
         )
         return {"optimizer": opt, "lr_scheduler": torch.optim.lr_scheduler.StepLR(opt, 1)}
 

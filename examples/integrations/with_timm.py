@@ -29,9 +29,9 @@ def main() -> tuple[float, float]:
         img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=4
     )
     opt = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05)
-    # the only new line
+    # The only new line.
     opt = SparseOptimizer(
-        opt, "rigl", sparsity=0.8, total_steps=EPOCHS * BATCHES, update_every=4, model=model
+        opt, algo="rigl", sparsity=0.8, total_steps=EPOCHS * BATCHES, update_every=4, model=model
     )
     scheduler = CosineLRScheduler(opt, t_initial=EPOCHS, warmup_t=1, warmup_lr_init=1e-4)
     average = ModelEmaV3(model, decay=0.9)

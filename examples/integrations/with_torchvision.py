@@ -24,9 +24,9 @@ def build(device: str):
     torch.manual_seed(0)
     model = resnet18(num_classes=4, norm_layer=lambda width: nn.GroupNorm(8, width)).to(device)
     opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
-    # the only new line
+    # The only new line.
     opt = SparseOptimizer(
-        opt, "set", sparsity=0.9, total_steps=EPOCHS * BATCHES, update_every=3, model=model
+        opt, algo="set", sparsity=0.9, total_steps=EPOCHS * BATCHES, update_every=3, model=model
     )
     warm_up = LinearLR(opt, start_factor=0.1, total_iters=1)
     main = CosineAnnealingLR(opt, T_max=EPOCHS - 1)

@@ -31,8 +31,10 @@ def main() -> SparseOptimizer:
         nn.AdaptiveAvgPool3d((4, 3, 3)), nn.Flatten(), nn.Linear(16 * 36, 2),
     )  # fmt: skip
     opt = torch.optim.Adam(model.parameters(), lr=3e-3)
-    # the only new line
-    opt = SparseOptimizer(opt, "mest_g", sparsity=0.8, total_steps=40, update_every=5, model=model)
+    # The only new line.
+    opt = SparseOptimizer(
+        opt, algo="mest_g", sparsity=0.8, total_steps=40, update_every=5, model=model
+    )
     for _ in range(40):
         videos, labels = clips(8)
         opt.zero_grad()
