@@ -10,6 +10,7 @@ dropped are out of it when growth is scored.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -77,6 +78,10 @@ def score(*, needs_gradient: bool = False, elementwise: bool = False) -> Callabl
         elementwise: Each entry depends on the same entry of ``layer.weight`` and
             ``layer.gradient`` only, so that it may be computed for the active entries alone.
 
+    Returns:
+        A decorator for a function ``(layer, context) -> Tensor`` of the weight's shape, or for a
+        class of such objects.
+
     Example:
         >>> @score(needs_gradient=True, elementwise=True)
         ... def saliency(layer, context):
@@ -95,13 +100,37 @@ def score(*, needs_gradient: bool = False, elementwise: bool = False) -> Callabl
 
 @score(elementwise=True)
 def magnitude(layer: Layer, context: Context) -> Tensor:
-    """``|w|``: the score of SET, RigL and nearly everybody for what to keep."""
+    """``|w|``: the score of SET, RigL and nearly everybody for what to keep.
+
+    Args:
+        layer: Any layer.
+        context: When; it does not matter here.
+
+    Returns:
+        A tensor of the weight's shape, at least 0.
+
+    Example:
+        >>> magnitude(Layer("fc", torch.tensor([[1.0, -2.0]]), (0, 0)), Context())
+        tensor([[1., 2.]])
+    """
     return layer.weight.detach().abs()
 
 
 @score(needs_gradient=True, elementwise=True)
 def gradient(layer: Layer, context: Context) -> Tensor:
-    """``|g|``: how fast the loss would fall if the weight were there (Evci et al. 2020, eq. 1)."""
+    """``|g|``: how fast the loss would fall if the weight were there (Evci et al. 2020, eq. 1).
+
+    Arguments and result as for :func:`magnitude`.
+
+    Raises:
+        RuntimeError: If no dense gradient of the layer was kept.
+
+    Example:
+        >>> layer = Layer("fc", torch.zeros(1, 2), (0, 0))
+        >>> layer.gradient = torch.tensor([[0.5, -3.0]])
+        >>> gradient(layer, Context())
+        tensor([[0.5000, 3.0000]])
+    """
     return given_gradient(layer).abs()
 
 
@@ -112,9 +141,22 @@ class MagnitudeGradient:
 
     Attributes:
         weight: How much the gradient counts, at least 0.
+
+    Raises:
+        ValueError: For a weight that is negative or not finite.
+
+    Example:
+        >>> layer = Layer("fc", torch.tensor([[1.0, -2.0]]), (0, 0))
+        >>> layer.gradient = torch.tensor([[10.0, 10.0]])
+        >>> MagnitudeGradient(0.1)(layer, Context())
+        tensor([[2., 3.]])
     """
 
     weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.weight < math.inf:
+            raise ValueError(f"weight={self.weight} must be a finite number of at least 0")
 
     def __call__(self, layer: Layer, context: Context) -> Tensor:
         return layer.weight.detach().abs() + self.weight * given_gradient(layer).abs()
@@ -127,6 +169,9 @@ class RelativeImportance:
 
     Attributes:
         alpha: 0 for the shares, 1 for (twice) the magnitude, in [0, 1].
+
+    Raises:
+        ValueError: For an ``alpha`` outside [0, 1].
 
     Example:
         >>> layer = Layer("fc", torch.tensor([[1.0, 2.0], [0.0, 2.0]]), (0, 0))
@@ -158,6 +203,9 @@ class LinkPrediction:
 
     Attributes:
         predictor: "ch2_l3n", "ch3_l3n", "ch2_l3p" or "ch3_l3p", see :mod:`sparseopt.links`.
+
+    Raises:
+        ValueError: For another predictor.
 
     Example:
         >>> layer = Layer("fc", torch.zeros(2, 3), (0, 0))

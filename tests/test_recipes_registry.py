@@ -109,6 +109,12 @@ def test_a_density_that_ends_at_nothing_is_refused_before_training(field: str, e
         sparseopt.Algorithm(0.9, **{field: Cubic(0.8, end)})
 
 
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_a_gradient_that_would_count_against_a_weight_is_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match="weight="):
+        MagnitudeGradient(weight)
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     half = np.float32(0.5)
     assert algorithms.rigl(half, stop=half, drop_fraction=half).stop == 0.5

@@ -278,6 +278,11 @@ def test_segmentation_metrics_agree_with_torchmetrics(case):
     assert pixel_accuracy(matrix) == pytest.approx(float(accuracy), abs=1e-6)
 
 
+def test_nothing_is_offered_to_be_ignored_where_nothing_is():
+    with pytest.raises(ValueError, match="below num_classes=2$"):
+        confusion_matrix(torch.tensor([3]), torch.tensor([0]), 2, ignore_index=None)
+
+
 def test_confusion_matrix_refuses_classes_out_of_range():
     with pytest.raises(ValueError, match="targets go from 0 to 3"):
         confusion_matrix(torch.tensor([0, 1]), torch.tensor([0, 3]), 2)

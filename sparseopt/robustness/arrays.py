@@ -118,6 +118,10 @@ class FashionMNISTC(CorruptionSet):
         train: the 60000 training images instead of the 10000 test images.
         transform: called with the Pillow image; without it, float32 (1, 28, 28) in [0, 1].
 
+    Raises:
+        FileNotFoundError: a file is missing; names its path.
+        ValueError: a file is damaged or has another shape; names its path.
+
     Source: Weiss & Tonella, "Simple techniques work surprisingly well for neural network test
     prioritization and active learning" (2022).
     """

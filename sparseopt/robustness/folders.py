@@ -219,6 +219,10 @@ class ImageNetR(CorruptionSet):
         root: the folder that holds the wnids.
         transform: called with the Pillow image; without it, float32 (3, H, W) in [0, 1].
 
+    Raises:
+        FileNotFoundError: the folder is missing or has no class folders.
+        ValueError: a folder that is none of the 200 classes.
+
     Source: Hendrycks et al., "The Many Faces of Robustness" (2021).
     """
 
@@ -248,6 +252,10 @@ class ImageNetV2(CorruptionSet):
             are accepted.
         variant: one of the three or several; all by default.
         transform: called with the Pillow image; without it, float32 (3, H, W) in [0, 1].
+
+    Raises:
+        FileNotFoundError: a folder is missing; names its path.
+        ValueError: an unknown variant, or a folder that is no number from 0 to 999.
 
     Source: Recht et al., "Do ImageNet Classifiers Generalize to ImageNet?" (2019).
     """

@@ -15,7 +15,19 @@ def heat_map(
 ) -> Any:
     """Severity × corruption: accuracy in %, or relative gain in % over a baseline.
 
-    Gains are drawn red above and blue below zero (Figures 10-15). Returns the Matplotlib axes.
+    Gains are drawn red above and blue below zero (Figures 10-15).
+
+    Args:
+        report: what is drawn.
+        baseline: a report on the same set; None draws the accuracy itself.
+        ax: Matplotlib axes to draw on; a new figure by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: without Matplotlib.
+        ValueError: for a baseline of another set.
     """
     pyplot = need("matplotlib.pyplot", "plotting a report")
     table = report.accuracy if baseline is None else report.relative_gain(baseline)

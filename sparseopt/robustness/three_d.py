@@ -136,19 +136,33 @@ def flash(images: Images, severity: int, shading: Any) -> Images:
 
     Returns:
         Images of the same type and shape.
+
+    Raises:
+        TypeError, ValueError: as `fog_3d`.
+
+    Example:
+        >>> import numpy as np
+        >>> flash(np.full((1, 4, 4, 3), 60, np.uint8), 4, np.full((4, 4), 0.6))[0, 0, 0].tolist()
+        [120, 120, 120]
     """
     batch, maps = _with_map(images, severity, shading, "shading")
     return like(truncated(batch + batch * maps[..., None] / FLASH_DISTANCE[severity - 1]), images)
 
 
 def near_focus(images: Images, severity: int, depth: Any) -> Images:
-    """The nearest eighth of the depths in focus, the rest blurred. Arguments as for `fog_3d`."""
+    """The nearest eighth of the depths in focus, the rest blurred.
+
+    Arguments, result and errors as for `fog_3d`.
+    """
     batch, maps = _with_map(images, severity, depth, "depth")
     return like(truncated(_focused(batch, maps, severity + 2, 0)), images)
 
 
 def far_focus(images: Images, severity: int, depth: Any) -> Images:
-    """The farthest eighth of the depths in focus, the rest blurred. Arguments as for `fog_3d`."""
+    """The farthest eighth of the depths in focus, the rest blurred.
+
+    Arguments, result and errors as for `fog_3d`.
+    """
     batch, maps = _with_map(images, severity, depth, "depth")
     return like(truncated(_focused(batch, maps, severity + 0.5, _LAYERS - 1)), images)
 
@@ -156,7 +170,18 @@ def far_focus(images: Images, severity: int, depth: Any) -> Images:
 def xy_motion_blur(
     images: Images, severity: int, depth: Any, seed: int = 0, index: int | Sequence[int] = 0
 ) -> Images:
-    """A sideways move of the camera: near things move farther. `seed`, `index` as in `corrupt`."""
+    """A sideways move of the camera: near things move farther.
+
+    Args:
+        images, severity, depth: as for `fog_3d`.
+        seed, index: as for `corrupt`.
+
+    Returns:
+        Images of the same type and shape.
+
+    Raises:
+        TypeError, ValueError: as `fog_3d` and `corrupt`.
+    """
     batch, maps = _with_map(images, severity, depth, "depth")
     height, width = batch.shape[1:3]
     unit = min(height, width) / 512
@@ -174,7 +199,10 @@ def xy_motion_blur(
 def z_motion_blur(
     images: Images, severity: int, depth: Any, seed: int = 0, index: int | Sequence[int] = 0
 ) -> Images:
-    """A forward move of the camera: near things grow faster. `seed`, `index` as in `corrupt`."""
+    """A forward move of the camera: near things grow faster.
+
+    Arguments, result and errors as for `xy_motion_blur`.
+    """
     batch, maps = _with_map(images, severity, depth, "depth")
     height, width = batch.shape[1:3]
     rows, columns = (

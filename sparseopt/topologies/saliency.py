@@ -26,6 +26,9 @@ class snip:
         loss: function of no arguments that returns the loss on a batch, a scalar with its graph.
             It may average several batches.
 
+    Raises:
+        ValueError: on use, if the loss is no scalar with a graph, or see `masks`.
+
     References:
         Lee, Ajanthan and Torr, SNIP: Single-shot network pruning based on connection sensitivity,
         ICLR 2019.
@@ -71,6 +74,9 @@ class grasp:
 
     Attributes:
         loss: function of no arguments that returns the loss on a batch, a scalar with its graph.
+
+    Raises:
+        ValueError: on use, as `snip.masks`.
 
     References:
         Wang, Zhang and Grosse, Picking Winning Tickets Before Training by Preserving Gradient
