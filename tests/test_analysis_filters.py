@@ -44,6 +44,13 @@ def test_a_layer_can_be_given_instead_of_its_weight():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("shape", [(3, 0), (0, 3), (3, 2, 0, 5)])
+def test_a_layer_without_weights_has_empty_filters(shape):
+    summary = filters(torch.zeros(shape))
+    assert summary.filter_nonzero.tolist() == [0] * shape[0]
+    assert summary.kernel_magnitude.shape == shape[:2] and not summary.kernel_magnitude.any()
+
+
 def test_what_has_no_filters_is_refused():
     with pytest.raises(ValueError, match=r"\(3,\) has no filters"):
         filters(torch.zeros(3))

@@ -103,6 +103,11 @@ def test_no_data_is_refused():
         radius_accuracy(SeesStripes(), [], [1])
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (3, 0, 8), (3, 8, 0)])
+def test_no_images_have_no_frequencies(shape):
+    assert attenuate(torch.rand(shape), 2).shape == shape
+
+
 def test_labels_that_are_not_one_index_per_image_are_refused():
     images = torch.rand(3, 1, 16, 16)
     for labels in (torch.zeros(3, 1), torch.eye(3), torch.zeros(2)):

@@ -84,6 +84,10 @@ def test_the_model_is_left_as_it_was_found_after_an_error_too():
 def test_a_wrong_number_of_classes_is_refused():
     with pytest.raises(ValueError, match="returns 4 classes but labels go up to 7"):
         evaluate(Reads(4), {("fog", 1): data([0], [7])}, progress=False)
+    with pytest.raises(ValueError, match="labels go down to -1"):
+        evaluate(Reads(4), {("fog", 1): data([0, 1], [1, -1])}, progress=False)
+    with pytest.raises(TypeError, match=r"key \('fog',\); expected \(corruption, severity\)"):
+        evaluate(Reads(4), {("fog",): data([0], [0])}, progress=False)
     with pytest.raises(ValueError, match="returns 4 classes but the set has 10"):
         evaluate(Reads(4), {("fog", 1): data([0], [0])}, num_classes=10, progress=False)
     for labels in (torch.zeros(3, 1), torch.eye(3), torch.zeros(2)):

@@ -378,6 +378,14 @@ def test_images_corrupted_on_the_fly_equal_a_generated_set(tmp_path):
     assert torch.equal(images, expected)
 
 
+def test_a_part_is_indexed_from_its_end_too():
+    part = Corrupted(CLEAN, LABELS, "cifar").part("fog", 3)
+    assert torch.equal(part[-1][0], part[4][0]) and int(part[-4][1]) == LABELS[1]
+    with pytest.raises(IndexError):
+        part[5]
+    assert len(list(part)) == 5
+
+
 def test_real_published_fashion_mnist_c_files_are_read():
     """The first 100 images of the published set, where a copy of them is at hand."""
     import os

@@ -52,7 +52,7 @@ def filters(weight: Tensor | nn.Module) -> FilterSummary:
         raise ValueError(
             f"weight of shape {tuple(values.shape)} has no filters; give (outputs, inputs, ...)"
         )
-    kernels = values.detach().reshape(*values.shape[:2], -1)
+    kernels = values.detach().unsqueeze(2).flatten(2)
     nonzero = torch.count_nonzero(kernels, dim=2)
     magnitude = kernels.abs().sum(dim=2)
     return FilterSummary(nonzero.sum(dim=1), magnitude.sum(dim=1), nonzero, magnitude)

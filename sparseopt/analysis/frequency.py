@@ -46,6 +46,8 @@ def attenuate(images: Tensor, radius: float, keep: str = "low") -> Tensor:
     Source: Wu et al. (2024), section 5.2 and appendix A.5.
     """
     _check(images, radius, keep)
+    if not images.numel():
+        return images.clone()
     height, width = images.shape[-2:]
     kept = _within(height, width, radius, images.device)
     kept = kept if keep == "low" else ~kept

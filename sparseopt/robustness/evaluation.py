@@ -102,6 +102,8 @@ def _parts(datasets: CorruptionSet | Parts) -> Iterator[tuple[Key, Any]]:
             '{("fog", 3): data} or {"fog": {3: data}}'
         )
     for key, data in datasets.items():
+        if isinstance(key, tuple) and len(key) != 2:
+            raise TypeError(f"datasets has the key {key!r}; expected (corruption, severity)")
         if isinstance(key, tuple):
             yield (str(key[0]), int(key[1])), data
         elif isinstance(data, Mapping):
@@ -144,15 +146,20 @@ def _scores(output: Any) -> Tensor:
     return output
 
 
-def _check_classes(scores: Tensor, targets: Tensor, classes: int | None, highest: int) -> None:
+def _check_classes(scores: Tensor, targets: Tensor, classes: int | None) -> None:
     outputs = scores.shape[1]
     if classes is not None and outputs != classes:
         raise ValueError(
             f"the model returns {outputs} classes but the set has {classes}; "
             "use a model trained on these classes, or pass num_classes="
         )
+    if not targets.numel():
+        return
+    lowest, highest = int(targets.min()), int(targets.max())
     if highest >= outputs:
         raise ValueError(f"the model returns {outputs} classes but labels go up to {highest}")
+    if lowest < 0:
+        raise ValueError(f"labels go down to {lowest}; they must be class indices from 0 on")
 
 
 class _Classification:
@@ -167,7 +174,7 @@ class _Classification:
                 f"the model returned shape {tuple(scores.shape)} for targets of shape "
                 f"{tuple(targets.shape)}; expected (N, number of classes) and N class indices"
             )
-        _check_classes(scores, targets, self.classes, int(targets.max()))
+        _check_classes(scores, targets, self.classes)
         correct = (self._predicted(scores) == targets).sum()
         return torch.tensor([int(correct), len(targets)], dtype=torch.int64)
 
@@ -196,8 +203,7 @@ class _Segmentation:
                 f"{tuple(targets.shape)}; expected (N, K, H, W) at the size of the masks"
             )
         counted = targets[targets != 255]
-        highest = int(counted.max()) if counted.numel() else 0
-        _check_classes(scores, targets, self.classes, highest)
+        _check_classes(scores, counted, self.classes)
         return confusion_matrix(scores.argmax(dim=1), targets, scores.shape[1]).cpu()
 
     def report(

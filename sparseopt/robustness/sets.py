@@ -217,7 +217,7 @@ class _CorruptedPart(Dataset[Sample]):
         return len(self.source.labels)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.__getitems__([index])[0]
+        return self.__getitems__([range(len(self))[index]])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Sample]:
         own = self.source
