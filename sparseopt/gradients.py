@@ -33,6 +33,7 @@ from .storage.active_gradient import (
     is_packable,
     pack,
 )
+from .storage.deferred import untouched
 from .storage.zeroing import zero_at_sentinels, zero_inactive
 from .windows import Window, in_a_process_group
 
@@ -102,13 +103,16 @@ class Hooks:
         self.added.clear()
         self.turn += 1
 
-    @torch.no_grad()
     def accumulate(self, layer: Layer) -> None:
         """Mask the parameter's gradient, or have its dense values kept if they are wanted."""
+        if torch.is_grad_enabled():  # backward(create_graph=True)
+            with torch.no_grad():
+                self.accumulate(layer)
+            return
         grad = layer.weight.grad
         if grad is None:
             return
-        refuse_gradients([layer])
+        refuse_gradient(layer.name, grad)
         if not self.collecting:
             self.mask(layer)
             return
@@ -143,7 +147,7 @@ class Hooks:
         self.added.discard(id(layer))
         if last is not None and last.is_of(grad, added):
             return  # nothing was added in this backward pass
-        refuse_gradients([layer])
+        refuse_gradient(layer.name, grad)
         dense = grad.detach()
         if not self.packs(layer, grad):  # it is masked in place
             dense = dense.clone()
@@ -278,11 +282,17 @@ def mask_gradient(layer: Layer, grad: Tensor) -> Tensor:
 
 def refuse_gradients(layers: Sequence[Layer]) -> None:
     """Raise TypeError, naming the parameter, for gradients that cannot be masked by entry."""
-    for layer in layers:
-        grad = layer.weight.grad
-        if grad is not None and (grad.layout != torch.strided or grad.is_complex()):
-            kind = "complex" if grad.is_complex() else f"sparse ({grad.layout})"
-            raise TypeError(
-                f"the gradient of {layer.name!r} is {kind}: only dense real gradients can be "
-                "masked; exclude the parameter, or use sparse=False in its embedding"
-            )
+    with untouched():  # asks for no values
+        grads = [layer.weight.grad for layer in layers]
+    for layer, grad in zip(layers, grads, strict=True):
+        if grad is not None:
+            refuse_gradient(layer.name, grad)
+
+
+def refuse_gradient(name: str, grad: Tensor) -> None:
+    if grad.layout != torch.strided or grad.is_complex():
+        kind = "complex" if grad.is_complex() else f"sparse ({grad.layout})"
+        raise TypeError(
+            f"the gradient of {name!r} is {kind}: only dense real gradients can be masked; "
+            "exclude the parameter, or use sparse=False in its embedding"
+        )

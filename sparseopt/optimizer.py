@@ -25,6 +25,7 @@ from .pools import Pool, check_length, check_names
 from .progress import check_whole
 from .shards import shard_like
 from .storage import Compact, choose_storage
+from .storage.deferred import untouched
 from .wrapper import check_inner
 
 __all__ = ["SparseOptimizer"]
@@ -302,17 +303,15 @@ class SparseOptimizer(Persistence):
     def _bind(self) -> None:
         """Follow parameters that were replaced (FSDP2) or moved (``model.to``)."""
         groups = self._inner.param_groups
-        for pool in self._pools:
-            for layer in pool.layers:
-                group, index = layer.key
-                weight = groups[group]["params"][index]
-                if weight is not layer.weight:
-                    self._rebind(layer, weight)
-                if layer.mask.device != weight.device:
-                    layer.mask = layer.mask.to(weight.device)
-                    layer.extras = {
-                        name: value.to(weight.device) for name, value in layer.extras.items()
-                    }
+        now = [groups[layer.key[0]]["params"][layer.key[1]] for layer in self._layers]
+        with untouched():  # asks for no values
+            devices = [weight.device for weight in now]
+        for layer, weight, device in zip(self._layers, now, devices, strict=True):
+            if weight is not layer.weight:
+                self._rebind(layer, weight)
+            if layer.mask.device != device:
+                layer.mask = layer.mask.to(device)
+                layer.extras = {name: value.to(device) for name, value in layer.extras.items()}
 
     def _rebind(self, layer: Layer, weight: Tensor) -> None:
         refuse_unsupported(layer.name, weight)

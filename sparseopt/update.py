@@ -22,7 +22,7 @@ from . import distributions
 from .gathered import seen_by
 from .layers import Layer
 from .positions import count
-from .ranking import best, best_across, number_of, prune_across
+from .ranking import best, best_across, number_of, pick, prune_across
 from .schedules import Constant
 from .scores import Context
 from .shards import takes_shards, whole
@@ -89,16 +89,21 @@ def change(layer: Layer, masks: Sequence[Tensor], reset: bool) -> Change:
     # pruned by the first stage and grown by the second: new, even though it was active before
     carried = survived if reset else layer.mask & settled
     fresh = active > carried  # active, and not carried
-    again = fresh if reset else active > kept
-    lasting = count(survived)
+    before, after = of_active(layer, kept), of_active(layer, active)
+    lasting = count(before)
     return Change(
         layer=layer,
         mask=active,
         fresh=fresh,
         dropped=layer.nnz - lasting,
         grown=count(active) - lasting,
-        regrown=count(again & layer.mask),
+        regrown=count(after > before),
     )
+
+
+def of_active(layer: Layer, mask: Tensor) -> Tensor:
+    """What ``mask`` says of the active weights: alone where their positions are known."""
+    return mask & layer.mask if layer.index is None else pick(mask, layer.index)
 
 
 def settle(

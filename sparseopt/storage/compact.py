@@ -81,7 +81,6 @@ class Compact(Masked):
 
     # --- around a step ----------------------------------------------------------------------------
 
-    @torch.no_grad()
     def begin(self, layers: Sequence[Layer]) -> None:
         """Gather active values and gradients, and let the inner optimizer see them."""
         self.turn += 1
@@ -120,7 +119,6 @@ class Compact(Masked):
         self.inside.append(layer)
 
     @torch.compiler.disable
-    @torch.no_grad()
     def end(self, layers: Sequence[Layer]) -> None:
         """Write the active values back; the groups are the ordinary ones again."""
         self.correction.relax()
