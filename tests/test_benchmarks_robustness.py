@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up import write_clothes
 
 from sparseopt.robustness import CORRUPTIONS, VIDEO
 
@@ -25,7 +26,7 @@ def program(root: Path, *command: str, data: Path | None = None) -> str:
     kept = {"SPARSEOPT_DATA": str(data)} if data else {}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **kept}
     result = subprocess.run(
-        [sys.executable, *command], cwd=root, capture_output=True, text=True, timeout=900,
+        [sys.executable, *command], cwd=root, capture_output=True, text=True, timeout=300,
         env=environment,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -119,15 +120,23 @@ def test_table_8_compares_three_seeds_of_every_method(root):
     assert len(seeds) == 9 and min(seeds.values()) >= 3
 
 
+@pytest.fixture(scope="module")
+def clothes(tmp_path_factory) -> Path:
+    """Made-up Fashion-MNIST: no run needs the network, nor writes beside the real one."""
+    folder = tmp_path_factory.mktemp("clothes")
+    write_clothes(folder, {"train": 2500, "t10k": 400})
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "script", ["table8", "low_sparsity", "table9", "tables10_11", "table12", "corrupted_video"]
 )
-def test_smoke_runs_write_a_data_file_of_their_own(root, tmp_path, script):
+def test_smoke_runs_write_a_data_file_of_their_own(root, clothes, script):
     results = root / "benchmarks" / "results"
     before = set(results.iterdir())
     try:
-        program(root, f"benchmarks/{script}.py", "--smoke")
+        program(root, f"benchmarks/{script}.py", "--smoke", data=clothes)
         lines = (results / f"{script}-smoke.jsonl").read_text().splitlines()
         assert len(lines) >= 2 and all("result" in json.loads(line) for line in lines)
     finally:
