@@ -32,7 +32,8 @@ __all__ = [
     "whole",
 ]
 
-OLDEST_TORCH = (2, 11)  # DTensor has no masked_fill_ in 2.9, and has it in 2.11
+# DTensor has no masked_fill_ up to 2.9; with 2.10 and gloo, processes sometimes abort at their end
+OLDEST_TORCH = (2, 11)
 
 Part = TypeVar("Part")
 
