@@ -67,6 +67,12 @@ class Progress(Wrapper):
     @total_steps.setter
     def total_steps(self, total_steps: int | None) -> None:
         check_whole("total_steps", total_steps, 1, optional=True)
+        pools = getattr(self, "_pools", ())  # none yet while the optimizer is made
+        if total_steps is None and any(pool.algorithm.needs_total_steps for pool in pools):
+            raise ValueError(
+                f"total_steps=None: algo={self.algorithm.name!r} changes its density over "
+                "training; give the number of optimizer steps"
+            )
         self._run.total_steps = total_steps
 
     @property

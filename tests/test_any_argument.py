@@ -37,6 +37,17 @@ def test_a_setter_checks_like_the_constructor(name, value):
     assert getattr(optimizer, name) == before
 
 
+def test_a_density_that_changes_keeps_its_length_of_training():
+    model = mlp()
+    optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "granet_r")
+    with pytest.raises(ValueError, match="total_steps=None: algo='granet_r' changes its density"):
+        optimizer.total_steps = None
+    assert optimizer.total_steps == 40
+    optimizer.total_steps = 60
+    still = sparse(model, SGD(model.parameters(), lr=0.1), "set")
+    still.total_steps = None
+
+
 def test_what_is_known_of_it_cannot_be_overwritten():
     model = mlp()
     optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "set")

@@ -102,9 +102,9 @@ class Algorithm:
         for name in ("start", "stop"):
             _check_unit(name, getattr(self, name))
         if self.scope == "global" and self.exchange is not exchange:
+            kind = getattr(self.exchange, "__name__", type(self.exchange).__name__)
             raise ValueError(
-                f"scope='global': {self.exchange!r} exchanges weights layer by layer; leave scope= "
-                "out"
+                f"scope='global': the exchange {kind} works layer by layer; leave scope= out"
             )
         if self.start > self.stop:
             raise ValueError(f"start={self.start} must not be after stop={self.stop}")
