@@ -87,13 +87,17 @@ def _lightning_callback() -> type:
     class LightningCallback(pytorch.Callback):
         """Logs the sparsity of every sparse optimizer; give it to ``Trainer(callbacks=[...])``.
 
+        Of several optimizers the names carry a number: ``sparse/0/sparsity``, ``sparse/1/...``.
+
         At the end of training inactive weights are zeroed once more: an average of weights that
         another callback put in their place (listed before this one) holds all past topologies.
         """
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-            for optimizer in found(trainer):
-                pl_module.log_dict(metrics(optimizer))
+            optimizers = found(trainer)
+            for number, optimizer in enumerate(optimizers):
+                prefix = "sparse/" if len(optimizers) == 1 else f"sparse/{number}/"
+                pl_module.log_dict(metrics(optimizer, prefix))
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             for optimizer in found(trainer):

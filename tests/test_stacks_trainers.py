@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,6 +153,19 @@ def test_the_lightning_callback_logs_sparsity_churn_and_exploration(pl, kind, tm
     )
     assert fit.callback_metrics["sparse/exploration_rate"] == pytest.approx(last.exploration_rate)
     assert fit.callback_metrics["sparse/exploration_rate"] > optimizer.density
+
+
+def test_several_optimizers_are_logged_apart(pl):
+    dense, one, other = network(), network(), network()
+    optimizers = [made(one), SGD(dense.parameters(), lr=0.1), made(other, sparsity=0.5)]
+    logged: dict[str, float] = {}
+    callback = integrations.LightningCallback()
+    callback.on_train_batch_end(
+        SimpleNamespace(optimizers=optimizers), SimpleNamespace(log_dict=logged.update)
+    )
+    assert logged["sparse/0/sparsity"] == optimizers[0].sparsity
+    assert logged["sparse/1/sparsity"] == optimizers[2].sparsity
+    assert "sparse/sparsity" not in logged
 
 
 @stack("Lightning", "averages")
