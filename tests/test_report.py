@@ -211,6 +211,21 @@ def test_flops_are_those_of_the_optimizer_or_said_to_be_missing(tmp_path: Path) 
     assert page.row("training, all 40 steps (projected)")
 
 
+def test_flops_of_a_model_without_a_counted_operator_are_unknown(tmp_path: Path) -> None:
+    pytest.importorskip("fvcore")
+    model = nn.GRU(4, 6)
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), "set", model=model, include="weight_*"
+    )
+    inputs = torch.ones(3, 2, 4)
+    model(inputs)[0].sum().backward()
+    optimizer.step()
+    assert "nan % of dense" in str(optimizer.flops(inputs))
+    page = written(optimizer, tmp_path, inputs=inputs)
+    assert page.row("one sample, now")[1:4] == ["0", "0", "unknown"]
+    assert "None of the model's operators has a count" in page.text and "gru (1)" in page.text
+
+
 def reported(rank: int, folder: str) -> str:
     """The page of a run in shards; of the same run in one process for a negative rank."""
     model = mlp((6, 7, 5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,11 +35,14 @@ class LiveCost:
     so_far: RunCost
     projected: RunCost | None
 
+    @property
+    def share(self) -> float:
+        """``inference`` over that of the dense model; nan where that has no count."""
+        return self.inference / self.cost.flops if self.cost.flops else math.nan
+
     def __str__(self) -> str:
-        dense = inference_flops(self.cost)
         lines = [
-            f"now: {self.inference:,.0f} FLOPs per sample, "
-            f"{100 * self.inference / dense:.1f} % of dense",
+            f"now: {self.inference:,.0f} FLOPs per sample, {100 * self.share:.1f} % of dense",
             f"so far: {self.so_far}",
         ]
         return "\n".join(lines + ([f"projected: {self.projected}"] if self.projected else []))

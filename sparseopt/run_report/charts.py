@@ -53,12 +53,12 @@ class Frame:
 
 
 def percent(value: float) -> str:
-    """A share in percent, four digits.
+    """A share in percent, four digits; that of nothing is not known.
 
-    >>> percent(0.1), percent(0.012345)
-    ('10 %', '1.234 %')
+    >>> percent(0.1), percent(0.012345), percent(math.nan)
+    ('10 %', '1.234 %', 'unknown')
     """
-    return f"{100 * value:.4g} %"
+    return "unknown" if math.isnan(value) else f"{100 * value:.4g} %"
 
 
 def thinned(items: Sequence[Any], most: int) -> list[Any]:

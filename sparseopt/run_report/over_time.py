@@ -114,11 +114,13 @@ def _drop_fraction(opt: SparseOptimizer) -> Element:
 
 
 def _flops(opt: SparseOptimizer, live: LiveCost) -> Element:
-    dense = inference_flops(live.cost)
+    dense = live.cost.flops
+    if not dense:
+        return figure("FLOPs", note("None of the model's operators has a count."))
     points = [
         (step, inference_flops(live.cost, densities) / dense)
         for step, densities in thinned(opt._run.densities, MOST_COLUMNS)
     ]
-    alt = f"FLOPs of one sample against dense: {percent(live.inference / dense)} now"
+    alt = f"FLOPs of one sample against dense: {percent(live.share)} now"
     series = [Series("forward pass, of dense", points, stepped=True)]
     return figure("FLOPs", lines(alt, series, max(opt.steps, 1)))

@@ -14,7 +14,7 @@ import torch
 
 import sparseopt
 
-from ..flops import LiveCost, inference_flops
+from ..flops import LiveCost
 from ..gathered import gathered
 from ..history import Record
 from ..layers import Layer
@@ -184,16 +184,15 @@ def cost(opt: SparseOptimizer, live: LiveCost | None) -> Element:
             "FLOPs were not counted: that takes a batch of inputs, as in "
             "sparseopt.report(opt, path, inputs=x)."
         ))  # fmt: skip
-    dense = inference_flops(live.cost)
     rows = [
-        ("one sample, now", f"{live.inference:,.0f}", f"{dense:,.0f}",
-         percent(live.inference / dense), "")
+        ("one sample, now", f"{live.inference:,.0f}", f"{live.cost.flops:,}",
+         percent(live.share), "")
     ]  # fmt: skip
     runs = [(f"training, {live.so_far.steps:,} steps so far", live.so_far)]
     if live.projected is not None:
         runs.append((f"training, all {live.projected.steps:,} steps (projected)", live.projected))
     for name, run in runs:
-        share = percent(run.share) if run.dense else "no step yet"
+        share = percent(run.share) if run.steps else "no step yet"
         rows.append((name, f"{run.training:.4g}", f"{run.dense:.4g}", share, f"{run.growth:.4g}"))
     left_out = ", ".join(f"{name} ({calls})" for name, calls in live.cost.unsupported.items())
     return section(
