@@ -298,6 +298,12 @@ def assigned(model: nn.Module) -> None:
     model[0].weight[:, 4] = -1.0
 
 
+def largest(values: Tensor) -> Tensor:
+    """A view of the entry with the largest magnitude."""
+    entries = values.view(-1)
+    return entries[entries.abs().argmax()]
+
+
 WRITES: dict[str, Callable[[nn.Module], Any]] = {
     "load_state_dict": lambda m: m.load_state_dict(network(3).state_dict()),
     "in place": lambda m: [p.mul_(2).add_(0.1) for p in m.parameters()],
@@ -307,6 +313,10 @@ WRITES: dict[str, Callable[[nn.Module], Any]] = {
     "copied": lambda m: [p.copy_(torch.full_like(p, 0.1)) for p in m.parameters()],
     "through data": lambda m: [p.data.zero_().add_(0.2) for p in m.parameters()],
     "scaled through data": lambda m: [p.data.mul_(3) for p in m.parameters()],
+    "one active weight through data": lambda m: largest(m[0].weight.data).fill_(0.5),
+    "one active weight through numpy": lambda m: largest(
+        torch.from_numpy(m[0].weight.detach().numpy())
+    ).fill_(0.5),
     "another memory": lambda m: [
         setattr(p, "data", torch.full_like(p, 0.3)) for p in m.parameters()
     ],

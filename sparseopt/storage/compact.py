@@ -38,25 +38,10 @@ class Packed:
     values: nn.Parameter
     seen: tuple[int, int] | None = None  # the weight whose active entries the values were last
     left: tuple[int, int] | None = None  # the same, as the last step left it
-    sample: tuple[Tensor, Tensor] | None = None
 
-    def agrees(self, weight: Tensor) -> bool:
-        """Whether the values are the weight's: by its version, and by a sample of the entries.
-
-        Writes through ``weight.data`` change no version; the sample sees those that are not small.
-        """
-        if self.seen != stamp(weight) or isinstance(weight, Deferred):
-            return self.seen == stamp(weight)
-        if self.sample is None:
-            here = torch.arange(0, len(self.index), max(1, len(self.index) // SAMPLE))
-            here = here.to(self.index.device)
-            self.sample = here, self.index.index_select(0, here)
-        here, there = self.sample
-        values, entries = self.values.detach(), flat(weight.detach(), weight)
-        return torch.equal(values.index_select(0, here), entries.index_select(0, there))
-
-
-SAMPLE = 16  # entries
+    def awaited_by(self, weight: Tensor) -> bool:
+        """Whether the weight has been read by nobody, and so written by nobody, since the step."""
+        return isinstance(weight, Deferred) and self.seen == stamp(weight)
 
 
 def can_pack(layer: Layer) -> bool:
@@ -108,7 +93,7 @@ class Compact(Masked):
         weight = layer.weight
         grad = weight.grad
         if grad is not None:
-            if packed.seen != stamp(weight):
+            if not packed.awaited_by(weight):  # written through weight.data, it would not tell
                 self.write_back(layer)
                 gather(weight.detach(), weight, packed.index, packed.values.detach())
             packed.values.grad = active_values(grad, packed.index)
@@ -175,9 +160,9 @@ class Compact(Masked):
             None if the weight cannot be told by them: the layer is dense, or inactive entries were
             written from elsewhere and are not zero.
         """
-        packed, weight = self.packed.get(layer.key), layer.weight
-        if packed is not None and isinstance(weight, Deferred) and packed.seen == stamp(weight):
-            return packed  # nobody has read it since the step
+        packed = self.packed.get(layer.key)
+        if packed is not None and packed.awaited_by(layer.weight):
+            return packed
         return self._reread(layer, packed)
 
     @torch.no_grad()
@@ -185,10 +170,12 @@ class Compact(Masked):
         weight = layer.weight
         if packed is None or packed.values.dtype != weight.dtype or not weight.is_contiguous():
             return None
-        if packed.agrees(weight):
+        entries = flat(weight.detach(), weight).index_select(0, packed.index)
+        known = packed.seen == stamp(weight)
+        if known and torch.equal(entries, packed.values):
             return packed
-        gather(weight.detach(), weight, packed.index, packed.values.detach())
-        masked = packed.seen != stamp(weight) and super().is_clean(layer)
+        packed.values.copy_(entries)
+        masked = not known and super().is_clean(layer)
         zeros = masked or count(weight.detach()) == count(packed.values)
         packed.seen = stamp(weight) if zeros else None
         return packed if zeros else None
@@ -199,16 +186,9 @@ class Compact(Masked):
         settle(layer.weight)
 
     def is_clean(self, layer: Layer) -> bool:
-        """Whether inactive weights are zero; fewer entries are looked at where values are shared.
-
-        A foreign write to many entries shows in the active ones too.
-        """
         packed = self.packed.get(layer.key)
-        if packed is not None and packed.seen is not None:
-            if isinstance(layer.weight, Deferred):
-                return packed.seen == stamp(layer.weight)
-            known = self.clean_at.get(layer.key) == stamp(layer.weight)
-            return known and packed.agrees(layer.weight)
+        if isinstance(layer.weight, Deferred):
+            return packed is not None and packed.awaited_by(layer.weight)
         return super().is_clean(layer)
 
     def mask_weights(self, layer: Layer) -> None:
