@@ -21,6 +21,13 @@ stack = pytest.mark.stack
 
 EVERY = ("static", "set", "rigl", "snfs", "mest_r", "mest_g", "granet_r", "granet_g", "gmp",
          "acdc", "cht", "chts", "chtss", "srigl", "nm")  # fmt: skip
+
+
+def always(layer: Any, rows: int) -> bool:
+    """Sparse products at any density."""
+    return True
+
+
 CASES: dict[str, dict[str, Any]] = {
     **{algo: {"algo": algo} for algo in EVERY},
     "nm": {"algo": "nm", "options": {"n": 1, "m": 2}},
@@ -29,6 +36,16 @@ CASES: dict[str, dict[str, Any]] = {
     "rigl-global": {"algo": "rigl", "options": {"scope": "global"}},
     "rigl-per-element-step": {"algo": "rigl", "options": {"grown_state": "per_element_step"}},
     "rigl-compact": {"algo": "rigl", "options": {"storage": "compact"}},
+    "rigl-sparse": {"algo": "rigl", "options": {"compute": always}},
+    "set-sparse-before-ddp": {"algo": "set", "options": {"compute": always}, "before": True},
+    "rigl-sparse-clip-no-sync": {
+        "algo": "rigl", "options": {"compute": always},
+        "clip": 0.05, "micro_batches": 2, "no_sync": True,
+    },
+    "rigl-sparse-bucket-views": {
+        "algo": "rigl", "options": {"compute": always},
+        "ddp": {"gradient_as_bucket_view": True},
+    },
     "rigl-bucket-views": {"algo": "rigl", "ddp": {"gradient_as_bucket_view": True}},
     "snfs-bucket-views": {"algo": "snfs", "ddp": {"gradient_as_bucket_view": True}},
     "rigl-static-graph": {"algo": "rigl", "ddp": {"static_graph": True}},
@@ -54,6 +71,8 @@ CASES: dict[str, dict[str, Any]] = {
     "rigl-convnet": {"algo": "rigl", "model": "convnet"},
     "rigl-small-buckets": {"algo": "rigl", "ddp": {"bucket_cap_mb": 0.0005}},
 }  # fmt: skip
+if not torch.backends.mkl.is_available():  # there are no sparse products
+    CASES = {name: case for name, case in CASES.items() if "-sparse" not in name}
 FEATURES = {
     **dict.fromkeys(EVERY, "every recipe"),
     "set-before-ddp": "wrapped before or after DDP",
@@ -61,6 +80,10 @@ FEATURES = {
     "rigl-global": "global scope",
     "rigl-per-element-step": "a clock for every weight",
     "rigl-compact": "compact storage",
+    "rigl-sparse": "sparse compute",
+    "set-sparse-before-ddp": "sparse compute",
+    "rigl-sparse-clip-no-sync": "sparse compute",
+    "rigl-sparse-bucket-views": "sparse compute",
     "rigl-bucket-views": "bucket views",
     "snfs-bucket-views": "bucket views",
     "rigl-static-graph": "static graph",
@@ -78,8 +101,13 @@ FEATURES = {
     "rigl-convnet": "convolutions",
     "rigl-small-buckets": "small buckets",
 }
-SINGLE = ("set", "rigl", "snfs", "mest_g", "rigl-clip", "rigl-accumulation", "rigl-no-sync",
-          "rigl-clip-no-sync", "rigl-bucket-views", "rigl-reentrant")  # fmt: skip
+SINGLE = [
+    name
+    for name in ("set", "rigl", "snfs", "mest_g", "rigl-clip", "rigl-accumulation", "rigl-no-sync",
+                 "rigl-clip-no-sync", "rigl-bucket-views", "rigl-reentrant", "rigl-sparse",
+                 "set-sparse-before-ddp", "rigl-sparse-clip-no-sync", "rigl-sparse-bucket-views")
+    if name in CASES
+]  # fmt: skip
 STEPS = 13
 
 
@@ -141,6 +169,7 @@ def make(model: nn.Module, case: dict[str, Any]) -> SparseOptimizer:
 
 def outcome(model: nn.Module, optimizer: SparseOptimizer) -> dict[str, Any]:
     return {
+        "products": optimizer.products,
         "weights": [p.detach().clone() for p in model.parameters()],
         "masks": {name: mask.clone() for name, mask in optimizer.masks.items()},
         "history": [dict(record) for record in optimizer.history],
@@ -222,6 +251,13 @@ def test_two_replicas_train_like_one_process_on_both_batches(name, replicas):
     assert_same(replicas[0][name]["masks"], wanted["masks"])
     for mine, other in zip(replicas[0][name]["weights"], wanted["weights"], strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "-sparse" in name])
+def test_replicas_multiply_by_active_values_where_asked_for(name, replicas):
+    for of_rank in replicas:
+        assert not isinstance(of_rank[name], str), of_rank[name]
+        assert set(of_rank[name]["products"].values()) == {"sparse"}
 
 
 # --- collectives ----------------------------------------------------------------------------------
