@@ -47,6 +47,12 @@ class Layer:
         values: The active weights at ``index``, while an update runs, where the storage has them.
         gradient: Dense gradient of the last step, while an update that asks for it runs.
         extras: Tensors of the weight's shape that a recipe keeps between updates; checkpointed.
+
+    Example:
+        >>> layer = Layer("fc", torch.ones(2, 3), (0, 0))
+        >>> layer.set_mask(torch.tensor([[1, 0, 0], [0, 1, 1]]).bool())
+        >>> layer
+        Layer('fc', shape=(2, 3), nnz=3, density=0.5000)
     """
 
     def __init__(self, name: str, weight: Tensor, key: tuple[int, int]) -> None:

@@ -22,8 +22,8 @@ def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation mode on `device`; every module's mode and the device are restored after."""
     modes = {module: module.training for module in model.modules()}
     before = device_of(model)
-    model.to(device).eval()
     try:
+        model.to(device).eval()
         yield
     finally:
         model.to(before)

@@ -81,6 +81,20 @@ def test_the_model_is_left_as_it_was_found_after_an_error_too():
     assert model.training
 
 
+def test_a_model_that_will_not_be_evaluated_is_left_as_it_was_found():
+    class Stubborn(Reads):
+        def train(self, mode: bool = True) -> nn.Module:
+            super().train(mode)
+            if not mode:
+                raise RuntimeError("no evaluation today")
+            return self
+
+    model = Stubborn()
+    with pytest.raises(RuntimeError, match="no evaluation today"):
+        evaluate(model, {("fog", 1): data([0], [0])}, progress=False)
+    assert model.training and model.drop.training
+
+
 def test_a_wrong_number_of_classes_is_refused():
     with pytest.raises(ValueError, match="returns 4 classes but labels go up to 7"):
         evaluate(Reads(4), {("fog", 1): data([0], [7])}, progress=False)

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 
 class FilterSummary(NamedTuple):
-    """Non-zero weights and their magnitude, per filter (O) and per kernel (O, I)."""
+    """Non-zero weights and their magnitude, per filter and per kernel.
+
+    Attributes:
+        filter_nonzero: int64 (O,), how many weights of a filter are not zero.
+        filter_magnitude: (O,), their sum of |w|.
+        kernel_nonzero: int64 (O, I), the same per kernel.
+        kernel_magnitude: (O, I).
+    """
 
     filter_nonzero: Tensor
     filter_magnitude: Tensor

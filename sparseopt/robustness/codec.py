@@ -102,19 +102,8 @@ def _pan(image: Array) -> Array:
 def _encode(program: str, clip: Array, target: Path) -> None:
     size = f"{clip.shape[2]}x{clip.shape[1]}"
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(_RATE), "-i", "-"]
-    options = [
-        "-c:v",
-        "libx264",
-        "-crf",
-        _QUALITY,
-        "-pix_fmt",
-        "yuv420p",
-        "-threads",
-        "1",
-        "-f",
-        "h264",
-    ]
-    _run(program, [*source, *options, str(target)], clip.tobytes())
+    options = ["-c:v", "libx264", "-crf", _QUALITY, "-pix_fmt", "yuv420p"]
+    _run(program, [*source, *options, "-threads", "1", "-f", "h264", str(target)], clip.tobytes())
 
 
 def _frame(program: str, path: Path, shape: tuple[int, ...]) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ def evaluate(
     named = name or str(getattr(datasets, "name", "corruptions"))
     results: dict[Key, Any] = {}
     bar = progress_bar(len(parts) + (clean is not None), named, progress)
-    with evaluating(model, target), torch.no_grad():
+    with closing(bar), evaluating(model, target), torch.no_grad():
         for key, data in parts:
             bar.set_description(f"{key[0]} {key[1]}")
             results[key] = _measured(model, data, measure, target, batch_size, workers)
@@ -91,7 +92,6 @@ def evaluate(
         if clean is not None:
             clean_result = _measured(model, clean, measure, target, batch_size, workers)
             bar.update()
-    bar.close()
     return measure.report(named, results, clean_result)
 
 
