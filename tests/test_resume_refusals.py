@@ -84,6 +84,18 @@ def test_a_checkpoint_with_masks_that_cannot_be_is_refused(change):
     assert_same(snapshot(model, optimizer), before)
 
 
+@pytest.mark.parametrize("algo", ["static", "set", "rigl"])
+def test_a_layer_that_was_given_no_weight_is_taken_up_without_one(algo):
+    masks = {"0.weight": torch.zeros(8, 6, dtype=torch.bool), "2.weight": torch.ones(5, 8) > 0}
+    given = {"topology": masks, "sparsity": 1 - 40 / 88}
+    model = mlp()
+    optimizer = sparse(model, AdamW, algo, **given)
+    train(model, optimizer, 4)
+    resumed = sparse(mlp(), AdamW, algo, **given)
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert_same(dict(resumed.masks), dict(optimizer.masks))
+
+
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
