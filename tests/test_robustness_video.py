@@ -240,6 +240,13 @@ def test_voc_masks_are_classes_with_void(voc):
     assert small[2][0].shape == (3, 24, 24) and small[2][1].unique().tolist() == [0, 5, 255]
 
 
+def test_files_are_indexed_from_their_end_too(voc, ucf):
+    for part in (CorruptedVOC(voc).part("fog", 3), CorruptedUCF101(ucf, size=32).part("rotate", 2)):
+        assert torch.equal(part[-1][0], part[len(part) - 1][0])
+        with pytest.raises(IndexError):
+            part[len(part)]
+
+
 def test_segmentation_is_evaluated_in_pixel_accuracy_and_miou(voc):
     data = CorruptedVOC(voc, corruption=["contrast", "gaussian_noise"], severity=[1, 5])
     report = evaluate(Segments(), data, clean=data.clean, progress=False)

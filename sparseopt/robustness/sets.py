@@ -144,7 +144,8 @@ class _FilePart(Dataset[Sample]):
         return self.source.number()
 
     def __getitem__(self, index: int) -> Sample:
-        return self.source.sample(index, self.corruption, self.severity)
+        place = range(len(self))[index]  # from the end too: random numbers go by the place
+        return self.source.sample(place, self.corruption, self.severity)
 
 
 class ArrayPart(Dataset[Sample]):
