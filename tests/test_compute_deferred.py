@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from common import Recipe
+from old_torch import before
 from test_compute import (
     ALL_RECIPES,
     EXACT,
@@ -39,6 +40,8 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="n
 
 def deferred_pair(**more: Any) -> tuple[tuple[nn.Module, Any], tuple[nn.Module, Any]]:
     """The same network trained densely, and sparsely with weights that wait to be written."""
+    if before(2, 12):
+        pytest.skip("torch cannot unlock memory before 2.12: weights are written after every step")
     (dense, one), (sparse, other) = pair(**({"algo": "static"} | more))
     train(dense, one, 5)
     train(sparse, other, 5)
@@ -359,6 +362,7 @@ ALIASES: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
 @pytest.mark.parametrize("early", [True, False])
 @pytest.mark.parametrize("alias", ALIASES)
 def test_memory_that_others_hold_follows_every_step(alias: str, early: bool) -> None:
@@ -373,7 +377,7 @@ def test_memory_that_others_hold_follows_every_step(alias: str, early: bool) -> 
     gc.collect()
     train(dense, one, 2)
     train(sparse, other, 2)
-    assert is_deferred(sparse) or alias == "shared memory"
+    assert is_deferred(sparse) or alias == "shared memory" or before(2, 12)
     assert_same(dense, sparse)
 
 
