@@ -23,7 +23,7 @@ MEASURED: dict[tuple[Any, ...], tuple[float, float]] = {}
 of (sparse, dense). Entries that are there are not measured again; change or clear them freely."""
 
 GAIN = 0.9  # sparse products are taken where they need less than this share of the dense time
-ROUNDS = 3
+ROUNDS = 5
 
 Choose = Callable[[Layer, int], bool]
 """``(layer, rows) -> bool``: whether to multiply ``rows`` samples by active values only."""
@@ -82,7 +82,7 @@ def measure(
 ) -> tuple[float, float]:
     """Seconds of the sparse product, and of the dense one in the precision that it would have.
 
-    Backward too in training; the least of three.
+    Backward too in training; the least of five: a busy machine only ever adds to it.
     """
     seconds: tuple[list[float], list[float]] = ([], [])
     with torch.set_grad_enabled(training):
