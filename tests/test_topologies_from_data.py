@@ -229,6 +229,12 @@ def test_a_loss_that_is_no_scalar_with_a_graph_is_refused(kind, value):
 
 
 @pytest.mark.parametrize("kind", [snip, grasp])
+def test_a_loss_in_place_of_its_function_is_refused(kind):
+    with pytest.raises(TypeError, match=f"{kind.__name__}: loss=.* must be a function"):
+        kind(torch.ones(3).sum())
+
+
+@pytest.mark.parametrize("kind", [snip, grasp])
 def test_scores_that_are_not_finite_name_the_layer(kind):
     layer = layer_of(2, 2)
     with pytest.raises(ValueError, match="scores of 'fc' that are not finite"):

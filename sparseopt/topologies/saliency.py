@@ -27,6 +27,7 @@ class snip:
             It may average several batches.
 
     Raises:
+        TypeError: if ``loss`` is no function.
         ValueError: on use, if the loss is no scalar with a graph, or see `masks`.
 
     References:
@@ -43,6 +44,9 @@ class snip:
     """
 
     loss: Callable[[], Tensor]
+
+    def __post_init__(self) -> None:
+        _check_callable("snip", self.loss)
 
     def masks(self, layers: Sequence[Layer], nnz: int) -> dict[str, Tensor]:
         """Masks by layer name with exactly nnz active weights together, at least 1 per layer.
@@ -76,7 +80,7 @@ class grasp:
         loss: function of no arguments that returns the loss on a batch, a scalar with its graph.
 
     Raises:
-        ValueError: on use, as `snip.masks`.
+        TypeError, ValueError: as `snip`.
 
     References:
         Wang, Zhang and Grosse, Picking Winning Tickets Before Training by Preserving Gradient
@@ -91,6 +95,9 @@ class grasp:
     """
 
     loss: Callable[[], Tensor]
+
+    def __post_init__(self) -> None:
+        _check_callable("grasp", self.loss)
 
     def masks(self, layers: Sequence[Layer], nnz: int) -> dict[str, Tensor]:
         """Masks by layer name with exactly nnz active weights together, at least 1 per layer.
@@ -108,6 +115,14 @@ class grasp:
             norms = [(g * g.detach()).sum() for g in gradients]
             products = _gradients(norms, weights, create_graph=False)
         return [w.detach() * hg for w, hg in zip(weights, products, strict=True)]
+
+
+def _check_callable(name: str, loss: object) -> None:
+    if not callable(loss):
+        raise TypeError(
+            f"{name}: loss={loss!r} must be a function that computes the loss anew: "
+            f"{name}(lambda: criterion(model(x), y))"
+        )
 
 
 @contextmanager
