@@ -116,7 +116,8 @@ class RobustnessReport:
         """Mean corruption error relative to a baseline, in [0, ∞); 1 is the baseline itself.
 
         Errors are summed over severities before the division (Hendrycks & Dietterich, 2019), and
-        averaged over the corruptions of mCE, the first 15, as far as they were evaluated.
+        averaged over the corruptions of mCE, the first 15, as far as they were evaluated; nan where
+        an error of the baseline is 0.
 
         Args:
             baseline: a report on the same set, a mapping corruption → mean error, or "alexnet"
