@@ -35,7 +35,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import RESULTS, machine, ratio, save
+from common import RESULTS, machine, ratio, reuse_memory, save
 from memory import RETURN_MEMORY, peak_of
 from torch import nn
 from torch.nn import functional as F
@@ -364,6 +364,7 @@ def main() -> None:
         found = convolutions(arguments.rounds)
         save("compute-convolutions.json", {"machine": machine(), "rows": found})
     else:
+        reuse_memory()
         work_off(arguments)
 
 
