@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layer
-from ..storage.deferred import stamp, untouched
+from ..storage.deferred import untouched
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -46,10 +46,12 @@ class Product(torch.autograd.Function):
         stay: bool,
     ) -> Tensor:
         columns = feature_major(inputs)
-        ctx.structure, ctx.engine = structure, engine
+        ctx.structure, ctx.engine, ctx.values = structure, engine, structure.version()
         ctx.save_for_backward(inputs, weight, columns)  # backward refuses a weight changed since
         outputs = as_given(structure.forward(columns, bias), inputs)
-        return outputs if stay else outputs.contiguous()
+        if stay or outputs.is_contiguous():
+            return no_view(outputs)
+        return outputs.contiguous()
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
@@ -57,13 +59,16 @@ class Product(torch.autograd.Function):
             with torch.autocast("cpu", enabled=False):
                 return Product.backward(ctx, slopes)
         inputs, weight, columns = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: by operators that can be derived again
+        # create_graph=True, vmap: by operators that can be derived again, and know batches; or the
+        # weight was saved apart from the parameter (saved_tensors_hooks), which has changed since
+        changed = ctx.values != ctx.structure.version()
+        if torch.is_grad_enabled() or batched(slopes) or changed:
             return dense_gradients(inputs, weight, slopes, ctx.needs_input_grad)
         needs = ctx.needs_input_grad
         turned = feature_major(slopes)
         of_inputs = of_weight = of_bias = None
         if needs[0]:
-            of_inputs = as_given(ctx.structure.backward(turned, stamp(weight)), inputs)
+            of_inputs = as_given(ctx.structure.backward(turned), inputs)
         if needs[1]:
             if ctx.engine.wants_dense():
                 of_weight = turned @ columns.t()
@@ -84,6 +89,16 @@ def as_given(columns: Tensor, like: Tensor) -> Tensor:
     """The inverse: features last, with the leading dimensions of ``like``."""
     rows = columns.t()
     return rows if like.ndim == 2 else rows.view(*like.shape[:-1], -1)
+
+
+def batched(values: Tensor) -> bool:
+    """Whether the backward pass runs under vmap (``is_grads_batched=True`` has one of its own)."""
+    return transformed() or torch._C._functorch.is_legacy_batchedtensor(values)
+
+
+def no_view(values: Tensor) -> Tensor:
+    """The same memory as a tensor that is no view: autograd lets users write into such outputs."""
+    return values.new_empty(0).set_(values)  # type: ignore[call-overload]
 
 
 def dense_gradients(

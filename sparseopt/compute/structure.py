@@ -81,7 +81,7 @@ class Structure:
         self.matrix = Matrix(starts, columns, packed.values.detach(), self.shape)
         self.turned: Matrix | None = None
         self.order: Tensor | None = None
-        self.turned_at: tuple[int, int] | None = None
+        self.turned_at: tuple[tuple[int, int] | None, int] | None = None
         self.sampled: Tensor | None = None
         self.given: weakref.ref[Held] | None = None
 
@@ -89,13 +89,17 @@ class Structure:
         """``W x + b``; inputs (inputs, samples), result (outputs, samples)."""
         return self.matrix.product(inputs, bias)
 
-    def backward(self, slopes: Tensor, version: tuple[int, int]) -> Tensor:
-        """``W' g``: the gradient of the inputs. ``version`` tells when the weights changed."""
+    def version(self) -> tuple[tuple[int, int] | None, int]:
+        """Changes with the values."""
+        return self.packed.seen, self.packed.values._version
+
+    def backward(self, slopes: Tensor) -> Tensor:
+        """``W' g``: the gradient of the inputs."""
         if self.turned is None or self.order is None:
             self.turned, self.order = self._transpose()
-        if self.turned_at != version:
+        if self.turned_at != self.version():
             torch.index_select(self.matrix.values, 0, self.order, out=self.turned.values)
-            self.turned_at = version
+            self.turned_at = self.version()
         return self.turned.product(slopes)
 
     def gradient(self, slopes: Tensor, inputs: Tensor, weight: Tensor) -> ActiveGradient:

@@ -14,6 +14,7 @@ is never deferred, so that whoever took it earlier finds new values in it after 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ untouched = torch._C.DisableTorchFunctionSubclass
 lock = getattr(torch._C, "_set_storage_data_ptr_access_error_msg", None)
 unlock = getattr(torch._C, "_clear_storage_data_ptr_access_error_msg", None)
 holders = getattr(torch._C, "_storage_Use_Count", None)
+settling = threading.RLock()
 ALONE = 2  # holders of memory that is the parameter's only: the parameter, and its storage object
 
 MESSAGE = (
@@ -50,6 +52,10 @@ class Deferred(nn.Parameter):
             return func(*args, **kwargs)
         with untouched():
             return func(*args, **kwargs)
+
+    def _use_count(self) -> int:
+        settle(self)  # torch.utils.swap_tensors asks before it swaps class and memory
+        return self._use_count()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         settle(self)
@@ -116,12 +122,16 @@ def settle(weight: Tensor) -> bool:
     """
     if type(weight) is not Deferred:
         return False
-    values, index, (_, memory) = weight.awaited
-    weight.__class__ = nn.Parameter  # type: ignore[assignment]
-    del weight.awaited
-    unlock(memory)  # type: ignore[misc]
-    with torch.no_grad(), unwatched():
-        weight.data.view(-1).scatter_(0, index, values.detach())
+    with settling:
+        if type(weight) is not Deferred:  # another thread was faster
+            return False
+        values, index, (_, memory) = weight.awaited
+        unlock(memory)  # type: ignore[misc]
+        with torch.no_grad(), unwatched(), untouched():
+            weight.data.view(-1).scatter_(0, index, values.detach())
+        # ordinary at last, so that no other thread reads it before
+        weight.__class__ = nn.Parameter  # type: ignore[assignment]
+        del weight.awaited
     return True
 
 

@@ -1,0 +1,161 @@
+"""Odd loops under sparse compute: each trains, and reads, as with dense products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from test_compute import (
+    EXACT,
+    assert_same,
+    in_double,  # noqa: F401 - a fixture
+    loss,
+    network,
+    train,
+    wrap,
+)
+from test_compute_deferred import deferred_pair
+from torch import Tensor, nn
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
+
+Loop = Callable[[nn.Module, Any], list[Tensor]]
+
+
+def batches(number: int = 6) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    return [torch.randn(rows % 5 + 1, 20, generator=draw) for rows in range(number)]
+
+
+def in_memory_of_one_s_own(model: nn.Module, optimizer: Any) -> list[Tensor]:
+    """What is saved for the backward pass is kept elsewhere, as offloading does."""
+    slopes = []
+    for inputs in batches():
+        optimizer.zero_grad()
+        leaf = inputs.requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
+            value = loss(model, leaf)
+        value.backward()
+        slopes.append(leaf.grad)
+        optimizer.step()
+    return slopes
+
+
+def stepped_before_backward(model: nn.Module, optimizer: Any) -> list[Tensor]:
+    """The weights that were saved are those of the forward pass, not of the step since."""
+    slopes = []
+    for inputs in batches():
+        leaf = inputs.requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
+            value = loss(model, leaf)
+        optimizer.step()
+        optimizer.zero_grad()
+        value.backward()
+        slopes.append(leaf.grad)
+    return slopes
+
+
+def written_between_backward_passes(model: nn.Module, optimizer: Any) -> list[Tensor]:
+    """One active weight through ``.data``: no version tells of it."""
+    slopes = []
+    for turn, inputs in enumerate(batches()):
+        for again in range(2):
+            leaf = inputs.clone().requires_grad_()
+            loss(model, leaf).backward()
+            slopes.append(leaf.grad)
+            row, column = optimizer.layers[turn % 3].mask.nonzero()[turn].tolist()
+            optimizer.layers[turn % 3].weight.data[row, column] = 0.5 + again
+    return slopes
+
+
+def swapped_with_an_average(model: nn.Module, optimizer: Any) -> list[Tensor]:
+    average, outputs = network(4), []
+    for inputs in batches(4):
+        train(model, optimizer, 2)
+        optimizer.zero_grad()
+        for _ in range(2):
+            for p, q in zip(model.parameters(), average.parameters(), strict=True):
+                torch.utils.swap_tensors(p, q)
+            outputs.append(model(inputs).detach())
+    return outputs
+
+
+def rows_of_a_jacobian(model: nn.Module, optimizer: Any) -> list[Tensor]:
+    inputs = torch.ones(2, 20)
+    jacobian = torch.autograd.functional.jacobian(model, inputs, vectorize=True)
+    leaf = inputs.requires_grad_()
+    outputs = model(leaf)
+    each = torch.eye(12).view(12, 2, 6)
+    batched = torch.autograd.grad(outputs, leaf, each, is_grads_batched=True)
+    return [jacobian, *batched]
+
+
+def curvature(model: nn.Module, optimizer: Any) -> list[Tensor]:
+    value = lambda inputs: model(inputs).tanh().sum()  # noqa: E731
+    return [torch.autograd.functional.hessian(value, torch.ones(1, 20), vectorize=True)]
+
+
+LOOPS: list[Loop] = [
+    in_memory_of_one_s_own,
+    stepped_before_backward,
+    written_between_backward_passes,
+    swapped_with_an_average,
+    rows_of_a_jacobian,
+    curvature,
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.__name__)
+def test_an_odd_loop_gives_what_dense_products_give(loop: Loop) -> None:
+    (dense, one), (sparse, other) = deferred_pair()
+    expected, found = loop(dense, one), loop(sparse, other)
+    torch.testing.assert_close(found, expected, **EXACT)
+    train(dense, one, 3)
+    train(sparse, other, 3)
+    assert_same(dense, sparse)
+
+
+class InPlace(nn.Module):
+    """Writes into what its Linear layers give out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Linear(20, 32), nn.ReLU(inplace=True), nn.Linear(32, 20), nn.ReLU(inplace=True)
+        )
+        self.head = nn.Linear(20, 6)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.body[0](inputs)
+        hidden += 1
+        outputs = self.head(self.body(inputs)).mul_(2)
+        outputs[..., 0] = hidden.sum(-1)
+        return outputs
+
+
+@pytest.mark.parametrize("rows", [(), (1,), (5,), (17,), (2, 3)], ids=str)
+def test_outputs_may_be_written_in_place(rows: tuple[int, ...]) -> None:
+    models = InPlace(), InPlace()
+    for model, compute in zip(models, ("dense", lambda layer, rows: True), strict=True):
+        optimizer = wrap(model, compute)
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss(model, torch.ones(*rows, 20)).backward()
+            optimizer.step()
+        if compute != "dense":
+            assert set(optimizer.products.values()) == {"sparse"}
+    assert_same(*models)
+
+
+def test_no_thread_reads_a_weight_that_another_one_is_writing() -> None:
+    (_, _), (model, optimizer) = deferred_pair()
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(40):
+            train(model, optimizer, 1)
+            read = list(pool.map(lambda _: model[0].weight.detach().clone(), range(8)))
+            assert all(torch.equal(one, model[0].weight) for one in read)
