@@ -11,7 +11,7 @@ import difflib
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["allocate", "check_sparsity", "counts", "densities", "er", "erk", "uniform"]
 
@@ -246,7 +246,10 @@ def _from_callable(
     sizes: list[int],
     sparsity: float,
 ) -> list[float]:
-    given = list(distribution(shapes, sparsity))
+    given = distribution(shapes, sparsity)
+    if not isinstance(given, Iterable):
+        raise TypeError(f"the distribution gave {given!r}; return a list with one count per layer")
+    given = list(given)
     if len(given) != len(sizes):
         raise ValueError(
             f"the distribution gave {len(given)} counts for {len(sizes)} layers; return one each"

@@ -125,10 +125,12 @@ class SparseOptimizer(Persistence):
         found = self._found(first=0)
         self._selection.check_patterns(optimizer.param_groups)
         if not found:
+            left = "" if exclude is None else f" and that exclude={exclude!r} leaves"
             raise ValueError(
                 "no parameter of the optimizer can be made sparse: it takes weights of linear "
-                "layers, convolutions and attention that require gradients and are not tied; name "
-                "others (embeddings, recurrent layers) with include=, and pass model= for the names"
+                "layers, convolutions and attention that require gradients and are not "
+                f"tied{left}; name others (embeddings, recurrent layers) with include=, and pass "
+                "model= for the names"
             )
         check_names(self._algorithm.topology, found)
         density = 1.0 - self._algorithm.sparsity

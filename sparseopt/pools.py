@@ -42,6 +42,11 @@ class Pool:
         if self.algorithm.check is not None:
             self.algorithm.check(self.layers)
         density = self.algorithm.levels(context.step, total_steps, every).density
+        masks = self._chosen_masks(density, context)
+        self.algorithm.check_masks(self.layers, masks)
+        return masks
+
+    def _chosen_masks(self, density: float, context: Context) -> list[Tensor]:
         topology = self.algorithm.topology
         if isinstance(topology, Mapping):
             with warnings.catch_warnings():  # of layers left empty: here the masks decide

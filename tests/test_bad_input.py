@@ -117,7 +117,8 @@ def test_an_unknown_topology_is_answered_with_the_nearest_names(topology, near):
 @pytest.mark.parametrize(
     "distribution",
     [3, lambda shapes, sparsity: [1], lambda shapes, sparsity: [10**6, 1],
-     lambda shapes, sparsity: [0.5, 0.5], lambda shapes, sparsity: [-1, 4]],
+     lambda shapes, sparsity: [0.5, 0.5], lambda shapes, sparsity: [-1, 4],
+     lambda shapes, sparsity: None],
 )  # fmt: skip
 def test_a_distribution_that_gives_no_counts_is_refused(distribution):
     refused("distribution", (ValueError, TypeError), distribution=distribution)
@@ -160,6 +161,34 @@ def test_a_value_out_of_range_is_named_with_its_argument(options):
     (name, value), *_ = options.items()
     message = refused(name, (ValueError, TypeError), **options)
     assert str(value).removeprefix("Constant(value=").strip(")[]") in message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beta": "a", "algo": "snfs"}, {"gamma": None, "algo": "srigl"},
+        {"alpha": "a", "algo": "chts"}, {"early_stop": "a", "algo": "cht"},
+        {"delta": ("a", 0.5), "algo": "chts"}, {"signed": "no"}, {"skip_step_on_update": 1},
+        {"ablate": "no", "algo": "srigl"}, {"soft": 0, "algo": "chts"},
+        {"keep_dense": "no", "algo": "acdc", "total_steps": 100},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_option_of_a_wrong_kind_is_named(options):
+    name = next(iter(options))
+    message = refused(f"{name}=", TypeError, **options)
+    assert repr(options[name]) in message and " must be " in message
+
+
+@pytest.mark.parametrize("topology", ["random", "magnitude", "given"])
+def test_a_topology_without_n_of_every_m_is_refused_by_nm(topology):
+    first = torch.arange(8) < 4
+    given = {"0.weight": first.expand(8, 8).clone(), "2.weight": first.expand(4, 8).clone()}
+    refused(
+        "topology= must have 2 active weights in every group of m=4.*'0.weight'",
+        algo="nm", sparsity=0.5, network=mlp((8, 8, 4)),
+        topology=given if topology == "given" else topology,
+    )  # fmt: skip
 
 
 def test_a_recipe_that_needs_total_steps_says_so():
@@ -220,7 +249,7 @@ def test_an_empty_include_is_refused_and_not_taken_for_the_usual_choice(nothing)
 
 def test_patterns_that_leave_nothing_are_refused():
     refused("sparse", include="*.bias")
-    refused("sparse", exclude="*")
+    refused("sparse.*exclude='\\*' leaves", exclude="*")
 
 
 def test_a_model_that_is_not_the_optimizers_is_refused():

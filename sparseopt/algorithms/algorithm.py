@@ -101,6 +101,9 @@ class Algorithm:
             _check_choice(name, getattr(self, name), allowed)
         for name in ("start", "stop"):
             _check_unit(name, getattr(self, name))
+        for name in ("reset_state", "keep_dense", "skip_step_on_update"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}={getattr(self, name)!r} must be True or False")
         if self.scope == "global" and self.exchange is not exchange:
             kind = getattr(self.exchange, "__name__", type(self.exchange).__name__)
             raise ValueError(
@@ -208,6 +211,16 @@ class Algorithm:
         check = getattr(self.exchange, "check", None)
         if check is not None:
             check(layers)
+
+    def check_masks(self, layers: Sequence[Layer], masks: Sequence[Tensor]) -> None:
+        """Let an exchange that keeps a structure look at the masks that training starts from.
+
+        Raises:
+            ValueError: If they do not have it.
+        """
+        check = getattr(self.exchange, "check_masks", None)
+        if check is not None:
+            check(layers, masks)
 
     def check_length(self, total_steps: int, update_every: int) -> None:
         """Raise ValueError if no update comes before the end of the density's schedule."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -232,7 +233,8 @@ def percolating(
     listed = isinstance(chains, Sequence) and not isinstance(chains, str)
     if not listed or any(isinstance(chain, str) for chain in chains):
         raise TypeError(f"chains={chains!r} must be a list of lists of layer names")
-    if not isinstance(delta, Sequence) or len(delta) != 2:
+    pair = isinstance(delta, Sequence) and len(delta) == 2
+    if not pair or not all(isinstance(one, numbers.Real) for one in delta):
         raise TypeError(f"delta={delta!r} must be two numbers: where it starts and where it ends")
     softness = Softness(*delta)
     return Percolating(tuple(map(tuple, chains)), early_stop, softness if soft else None)

@@ -55,11 +55,12 @@ def nm(
         drop_fraction: Start of the cosine decay, or a schedule. 0.3, as for RigL.
         stop: Fraction of training after which the topology rests. 0.75, as for RigL.
         distribution: "uniform": every group is alike.
-        topology: Where to start; None: at random in every group.
+        topology: Where to start, with N of every M; None: at random in every group.
         **options: Fields of :class:`Algorithm` that make sense for every recipe.
 
     Raises:
-        ValueError: For ``n`` above ``m``, or a sparsity that is not ``1 - n / m``.
+        ValueError: For ``n`` above ``m``, or a sparsity that is not ``1 - n / m``; when wrapping,
+            for a topology with other groups.
 
     Example:
         >>> nm(0.75).exchange, nm(n=1, m=8).sparsity
@@ -125,6 +126,15 @@ class Groups:
                 f"m={self.m}",
                 stacklevel=2,
             )
+
+    def check_masks(self, layers: Sequence[Layer], masks: Sequence[Tensor]) -> None:
+        """Raise ValueError for a topology without N of every M: updates would not mend it."""
+        for layer, mask in zip(layers, masks, strict=True):
+            if self.fits(layer.shape) and bool((self.grouped(local(mask)).sum(1) != self.n).any()):
+                raise ValueError(
+                    f"topology= must have {self.n} active weights in every group of m={self.m} "
+                    f"inputs, its mask of {layer.name!r} has not: leave topology= out"
+                )
 
     def grouped(self, value: Tensor) -> Tensor:
         """A tensor of a weight's shape as rows of groups, inputs last (NHWC)."""

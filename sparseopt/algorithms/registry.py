@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import numbers
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ def algorithm(
         @functools.wraps(recipe)
         def named(*args: Any, **options: Any) -> Algorithm:
             check_options(named, name, options)
+            check_kinds(named, options)
             return dataclasses.replace(recipe(*args, **options), name=name)
 
         named.options_of = options_of  # type: ignore[attr-defined]
@@ -158,6 +160,24 @@ def check_options(recipe: Recipe, name: str, options: dict[str, Any]) -> None:
                 f"algo={name!r} takes no option {option!r}{_nearest(option, known)}; "
                 f"it takes {', '.join(known)}"
             )
+
+
+def check_kinds(recipe: Recipe, options: dict[str, Any]) -> None:
+    """Raise TypeError for an option that is no number, or no truth value, where one is declared."""
+    parameters = inspect.signature(recipe).parameters
+    for option, value in options.items():
+        declared = parameters[option].annotation if option in parameters else None
+        what, kind = KINDS.get(getattr(declared, "__name__", declared), ("", object))
+        a_flag_for_a_number = isinstance(value, bool) and kind not in (bool, object)
+        if a_flag_for_a_number or not isinstance(value, kind):
+            raise TypeError(f"{option}={value!r} must be {what}")
+
+
+KINDS: dict[Any, tuple[str, Any]] = {
+    "bool": ("True or False", bool),
+    "float": ("a number", numbers.Real),
+    "float | None": ("a number, or None", (numbers.Real, type(None))),
+}
 
 
 def find(name: str) -> Recipe:
