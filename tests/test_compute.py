@@ -656,6 +656,7 @@ READS: dict[str, Callable[[Tensor], Any]] = {
     "norm inf": lambda g: torch.linalg.vector_norm(g, float("inf")),
     "norm -inf": lambda g: torch.linalg.vector_norm(g, float("-inf")),
     "norm 0": lambda g: torch.linalg.vector_norm(g, 0),
+    "norm with its dimensions": lambda g: torch.linalg.vector_norm(g, keepdim=True),
     "norm of rows": lambda g: torch.linalg.vector_norm(g, dim=1),
     "abs mean": lambda g: g.abs().mean(),
     "entry": lambda g: g[0, 2],

@@ -119,6 +119,52 @@ def test_an_odd_loop_gives_what_dense_products_give(loop: Loop) -> None:
     assert_same(dense, sparse)
 
 
+def given_other_data(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.grad.data = p.grad * 2 + 0.1
+
+
+def given_back_as_a_vector(model: nn.Module) -> None:
+    grads = [p.grad for p in model.parameters()]
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(grads) * 2, grads)
+
+
+def given_each_other_s_data(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.grad.data = p.grad.clone().mul_(3)
+
+
+GIVEN = [given_other_data, given_back_as_a_vector, given_each_other_s_data]
+
+
+@pytest.mark.parametrize("change", GIVEN, ids=lambda change: change.__name__)
+def test_gradients_given_other_memory_are_stepped_by(change: Callable[[nn.Module], None]) -> None:
+    models = network(), network()
+    for model, compute in zip(models, ("dense", "sparse"), strict=True):
+        optimizer = wrap(model, compute)
+        for inputs in batches():
+            optimizer.zero_grad()
+            loss(model, inputs).backward()
+            change(model)
+            optimizer.step()
+    assert_same(*models)
+
+
+def test_a_model_moved_to_another_type_between_backward_and_step_goes_on() -> None:
+    models = network(), network()
+    for model, compute in zip(models, ("dense", "sparse"), strict=True):
+        optimizer = wrap(model, compute, algo="static")
+        train(model, optimizer, 5)
+        optimizer.zero_grad()
+        loss(model, torch.ones(3, 20)).backward()
+        model.float()
+        optimizer.step()
+        model.double()
+        train(model, optimizer, 5)
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-5)
+
+
 class InPlace(nn.Module):
     """Writes into what its Linear layers give out."""
 

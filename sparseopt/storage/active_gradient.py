@@ -31,10 +31,10 @@ aten = torch.ops.aten
 class Held:
     """What a gradient and its aliases share: active values, or all of them once they were asked."""
 
-    def __init__(self, values: Tensor, index: Tensor) -> None:
-        self.values: Tensor | None = values
+    def __init__(self, values: Tensor | None, index: Tensor, dense: Tensor | None = None) -> None:
+        self.values = values
         self.index = index
-        self.dense: Tensor | None = None
+        self.dense = dense
 
 
 class ActiveGradient(Tensor):
@@ -83,7 +83,17 @@ class ActiveGradient(Tensor):
         """The dense tensor; from now on this gradient is that tensor."""
         return as_dense(self)
 
-    # what reads memory directly does not come by the dispatcher
+    # what reads or replaces memory directly does not come by the dispatcher
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        return self.detach()
+
+    @data.setter
+    def data(self, given: Tensor) -> None:  # ``model.half()`` gives other memory so, for example
+        plain = given.to_plain() if isinstance(given, ActiveGradient) else given.detach()
+        Tensor.data.__set__(self, plain)  # type: ignore[attr-defined]
+        self.held = Held(None, self.held.index, plain)
 
     def numpy(self, *, force: bool = False) -> Any:
         return self.to_plain().numpy(force=force)
@@ -225,11 +235,13 @@ def scaling(first: Any, factor: Any = 1.0, *rest: Any, **kwargs: Any) -> bool:
     return (not isinstance(factor, Tensor) or factor.numel() == 1) and all_active(first)
 
 
-def norm_over_all(first: Any, order: Any = 2, dim: Any = None, *rest: Any, **kwargs: Any) -> bool:
+def norm_over_all(
+    first: Any, order: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any
+) -> bool:
     """Zeros add nothing to a norm of positive order over all entries."""
     grads = first if isinstance(first, (list, tuple)) else [first]
     some = all(not isinstance(g, ActiveGradient) or g.held.index.numel() > 0 for g in grads)
-    return dim is None and some and float(order) > 0 and all_active(first)
+    return dim is None and not keepdim and some and float(order) > 0 and all_active(first)
 
 
 def clamping_to_zero(first: Any, low: Any = None, high: Any = None, **kwargs: Any) -> bool:
