@@ -29,6 +29,7 @@ PREFIX = "sparse_"
 RUN = "sparse"
 OWN_LAYOUT = "inner"
 APART = "apart"
+LENGTH = ("total_steps", "update_every")
 STATELESS = "stateless"  # in the run: the inner optimizer's state stands for none
 
 

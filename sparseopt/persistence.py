@@ -58,6 +58,8 @@ class Persistence(Evolution):
         run = self._run.saved() | {
             "algo": self._algorithm.name,
             "sparsity": self._algorithm.sparsity,
+            "total_steps": self.total_steps,
+            "update_every": self.update_every,
             checkpoint.STATELESS: self._run.probed and self._run.steps > 0,
         }
         plain = checkpoint.in_torch_layout(self._inner)
@@ -74,6 +76,8 @@ class Persistence(Evolution):
         self._write_back()
         plain, saved = checkpoint.split(state_dict)
         checkpoint.check(saved, self._layers, self._algorithm)
+        for pool in self._pools:
+            pool.check_length(saved, self.total_steps, self.update_every)
         if self._run.steps:
             checkpoint.refuse_lost_masks(saved, plain)
         self._inner.load_state_dict(plain.get(checkpoint.OWN_LAYOUT, plain))

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from . import topologies
 from .algorithms import Algorithm
+from .checkpoint import LENGTH, Saved
 from .distributions import counts
 from .gathered import Gathered, gathered
 from .layers import Layer
+from .positions import count
 from .scores import Context
 from .shards import cut_alike, is_sharded, shard_like, whole
 from .update import Change, plan
@@ -53,6 +55,27 @@ class Pool:
                 warnings.simplefilter("ignore")
                 return self._given(topology, self._numbers(density))
         return topologies.masks(topology, self.layers, self._numbers(density), context.generator)
+
+    def check_length(self, saved: Saved, total_steps: int | None, every: int) -> None:
+        """Raise ValueError if a run of another length left off where this one would be done.
+
+        Raises:
+            ValueError: If its density has not come to its end, and no update is to come.
+        """
+        step, masks, algorithm = saved.steps, saved.masks, self.algorithm
+        theirs = {name: saved.run[name] for name in LENGTH if name in saved.run}
+        same = theirs in ({}, dict(zip(LENGTH, (total_steps, every), strict=True)))
+        if same or step is None or total_steps is None or not algorithm.needs_total_steps:
+            return
+        active = sum(count(masks[layer.key]) for layer in self.layers if layer.key in masks)
+        target = sum(self._numbers(algorithm.density(1.0)))
+        if active > target and algorithm.ends_at(step, total_steps, every):
+            raise ValueError(
+                f"total_steps={total_steps}, update_every={every}: after the checkpoint's step "
+                f"{step} no update is left to bring its {active} active weights to {target}; it "
+                f"was written with {', '.join(f'{name}={theirs[name]}' for name in theirs)}: "
+                "pass these, or a larger total_steps"
+            )
 
     def _numbers(self, density: float) -> list[int]:
         """How many weights of each layer are active at a density."""

@@ -126,3 +126,27 @@ def test_something_else_than_a_state_dict_is_refused(wrong):
     with pytest.raises((ValueError, TypeError), match=r"state_dict\(\)"):
         optimizer.load_state_dict(wrong)
     assert_same(snapshot(model, optimizer), before)
+
+
+@pytest.mark.parametrize(
+    "algo, step, length",
+    [("gmp", 11, 20), ("mest_r", 33, 34), ("acdc", 33, 35), ("granet_g", 9, 10)],
+)
+def test_a_falling_density_that_could_not_arrive_any_more_is_refused(algo, step, length):
+    """Resumed with a shorter run than it was written in: the rest would be trained too dense."""
+    options = {"sparsity": 0.8, "update_every": 2}
+    model = mlp()
+    optimizer = sparse(model, AdamW, algo, total_steps=40, **options)
+    train(model, optimizer, step)
+    saved = through_a_file(optimizer.state_dict())
+    other = mlp()
+    shorter = sparse(other, AdamW, algo, total_steps=length, **options)
+    before = snapshot(other, shorter)
+    with pytest.raises(
+        ValueError, match=f"total_steps={length}.*after the checkpoint's step {step}"
+    ):
+        shorter.load_state_dict(saved)
+    assert_same(snapshot(other, shorter), before)
+    for enough in (40, 80):
+        resumed = sparse(mlp(), AdamW, algo, total_steps=enough, **options)
+        resumed.load_state_dict(saved)

@@ -184,6 +184,17 @@ class Algorithm:
         begin = self.start * (total_steps or 0)
         return max(begin, 1) <= step <= self.last_step(total_steps, update_every)
 
+    def ends_at(self, step: int, total_steps: int, update_every: int) -> bool:
+        """Whether no update comes after optimizer step number ``step``.
+
+        >>> from sparseopt.algorithms import rigl
+        >>> rigl(0.9).ends_at(60, 100, 10), rigl(0.9).ends_at(70, 100, 10)
+        (False, True)
+        """
+        ordinary = range((step // update_every + 1) * update_every, total_steps, update_every)
+        later = (one for one in (*self.density.events(total_steps), *ordinary) if one > step)
+        return not any(self.due(one, total_steps, update_every) for one in later)
+
     def _rests(self, step: int, total_steps: int | None, update_every: int) -> bool:
         """Whether nothing is exchanged and the density has not moved since the last update."""
         if self.exchanges or total_steps is None:
