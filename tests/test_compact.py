@@ -155,7 +155,41 @@ def test_users_see_their_own_parameters_between_steps():
     assert len(seen_in_step) == 8
 
 
-def test_a_step_that_fails_gives_the_parameters_back():
+@pytest.mark.parametrize("closure", [False, True])
+@pytest.mark.parametrize("compute", ["dense", "sparse"])
+def test_hooks_on_the_inner_optimizer_find_the_model_as_it_is(compute: str, closure: bool):
+    """An average of the weights, gradients scaled before, weights shrunk after."""
+    if compute == "sparse" and not torch.backends.mkl.is_available():
+        pytest.skip("needs MKL")
+
+    def run(storage: str, compute: str) -> list[torch.Tensor]:
+        model = mlp()
+        inner = inner_named("adamw")(model.parameters())
+        more = {"model": model, "compute": compute, "sparsity": 0.8}
+        optimizer = sparse(model, inner, "rigl", storage=storage, **more)
+        average = [p.detach().clone() for p in model.parameters()]
+
+        def before(*_: object) -> None:
+            for p in model.parameters():
+                if p.grad is not None:  # with a closure, those of the step before
+                    p.grad.add_(p.detach(), alpha=0.5)
+
+        def after(owner: torch.optim.Optimizer, *_: object) -> None:
+            for mean, p in zip(average, owner.param_groups[0]["params"], strict=True):
+                mean.lerp_(p.detach(), 0.3)
+                p.data.mul_(0.9)
+
+        inner.register_step_pre_hook(before)
+        inner.register_step_post_hook(after)
+        train(model, optimizer, 9, closure=closure)
+        return [*average, *model.parameters()]
+
+    found, expected = run("compact", compute), run("masked", "dense")
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("where", ["hook", "step"])
+def test_a_step_that_fails_gives_the_parameters_back(where: str):
     model = mlp()
     inner = inner_named("adamw")(model.parameters())
     optimizer = sparse(model, inner, "set", storage="compact")
@@ -165,6 +199,9 @@ def test_a_step_that_fails_gives_the_parameters_back():
         raise RuntimeError("no power")
 
     handle = inner.register_step_pre_hook(broken)
+    if where == "step":
+        handle.remove()
+        inner.step = broken
     loss_of(model, 2).backward()
     with pytest.raises(RuntimeError, match="no power"):
         optimizer.step()
@@ -172,6 +209,7 @@ def test_a_step_that_fails_gives_the_parameters_back():
     assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], own, strict=True))
     assert set(optimizer.state) <= set(own)
     handle.remove()
+    inner.__dict__.pop("step", None)
     train(model, optimizer, 3, first=2)
     assert_zeros(optimizer)
 

@@ -86,7 +86,7 @@ class ActiveGradient(Tensor):
     # what reads or replaces memory directly does not come by the dispatcher
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         return self.detach()
 
     @data.setter

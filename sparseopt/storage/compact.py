@@ -21,7 +21,7 @@ from ..update import Change
 from .active_gradient import active_values
 from .deferred import Deferred, defer, settle, stamp, untouched
 from .masked import Masked
-from .state import mean_of, runs_more
+from .state import AFTER, BEFORE, mean_of, run_hooks, runs_more, without_hooks
 from .zeroing import INTEGERS, flat, memory_order
 
 __all__ = ["Compact", "can_pack"]
@@ -63,11 +63,28 @@ class Compact(Masked):
         self.packed: dict[tuple[int, int], Packed] = {}
         self.inside: list[Layer] = []
         self.deferring: set[tuple[int, int]] = set()  # layers written when somebody reads them
+        self.stepping = False
 
     # --- around a step ----------------------------------------------------------------------------
 
+    def step(self, closure: Callable[[], Any] | None) -> Any:
+        """One step of the inner optimizer; its hooks find the model's own tensors."""
+        ours = (BEFORE, AFTER) if closure is None else (AFTER,)  # else before: nothing is packed
+        self.stepping = True
+        try:
+            with without_hooks(self.inner, ours):
+                loss = super().step(closure)
+        finally:
+            self.stepping = False
+        if getattr(self.inner, AFTER, None):
+            self.leave()
+            run_hooks(self.inner, AFTER, closure)
+        return loss
+
     def begin(self, layers: Sequence[Layer]) -> None:
         """Gather active values and gradients, and let the inner optimizer see them."""
+        if not self.stepping:  # a closure's gradients come within the step
+            run_hooks(self.inner, BEFORE)
         self.turn += 1
         with untouched():  # what is not known to be current is written before it is read
             self._begin(layers)

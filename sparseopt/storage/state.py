@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,6 +71,8 @@ ELEMENTWISE: set[Any] = {
 }
 """Optimizers that may be given the active values only; add the class, or the name, of yours."""
 
+BEFORE, AFTER = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"  # where torch has them
+
 MIXING_OPTIONS = ("use_gc", "caution", "cautious")
 """Options of parameter groups that make an element-wise rule look at the whole tensor."""
 
@@ -97,8 +101,26 @@ def runs_more(inner: Optimizer) -> bool:
     """Whether something of the user's runs inside the step: a hook, or a step put in its place."""
     patched = inner.__dict__.get("step")
     by_scheduler = getattr(patched, "_wrapped_by_lr_sched", False)
-    hooks = getattr(inner, "_optimizer_step_post_hooks", None)
+    hooks = getattr(inner, AFTER, None)
     return bool(hooks) or (patched is not None and not by_scheduler)
+
+
+def run_hooks(inner: Optimizer, which: str, closure: Any = None) -> None:
+    """Call the hooks that the user gave to the inner optimizer, as its ``step`` calls them."""
+    given = (inner,) if closure is None else (inner, closure)
+    for hook in list(getattr(inner, which, {}).values()):
+        hook(inner, given, {})
+
+
+@contextmanager
+def without_hooks(inner: Optimizer, which: Sequence[str]) -> Iterator[None]:
+    """For as long as the inner optimizer steps without them."""
+    taken = {name: inner.__dict__[name] for name in which if inner.__dict__.get(name)}
+    inner.__dict__.update({name: OrderedDict() for name in taken})
+    try:
+        yield
+    finally:
+        inner.__dict__.update(taken)
 
 
 def state_of(inner: Optimizer) -> Any:
