@@ -11,7 +11,7 @@ import difflib
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 __all__ = ["allocate", "check_sparsity", "counts", "densities", "er", "erk", "uniform"]
 
@@ -246,8 +246,7 @@ def _from_callable(
     sizes: list[int],
     sparsity: float,
 ) -> list[float]:
-    given = distribution(shapes, sparsity)
-    if not isinstance(given, Iterable):
+    if not isinstance(given := distribution(shapes, sparsity), Iterable):
         raise TypeError(f"the distribution gave {given!r}; return a list with one count per layer")
     given = list(given)
     if len(given) != len(sizes):
@@ -326,9 +325,10 @@ def _score_function(name: object) -> Callable[[Sequence[int]], float]:
 
 
 def _sizes(shapes: Shapes) -> list[int]:
+    if not isinstance(shapes, Collection) or not all(isinstance(one, Iterable) for one in shapes):
+        raise TypeError(f"shapes={shapes!r} must be a list of shapes, such as [(300, 784)]")
     for shape in shapes:
-        whole = all(isinstance(length, numbers.Integral) and length >= 0 for length in shape)
-        if not whole:
+        if not all(isinstance(length, numbers.Integral) and length >= 0 for length in shape):
             raise ValueError(f"shape {tuple(shape)} must be made of whole numbers, none negative")
     return [int(math.prod(shape)) for shape in shapes]
 

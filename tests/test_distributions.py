@@ -334,6 +334,13 @@ def test_shapes_that_are_no_shapes_are_refused(shapes):
         uniform(shapes, 0.5)
 
 
+@pytest.mark.parametrize("name", ["uniform", "er", "erk"])
+@pytest.mark.parametrize("shapes", [3, None, [3], [None]])
+def test_something_else_than_a_list_of_shapes_is_refused(name, shapes):
+    with pytest.raises(TypeError, match="shapes=.* must be a list of shapes"):
+        getattr(distributions, name)(shapes, 0.5)
+
+
 @pytest.mark.parametrize("density", [0.0, -1.0, math.nan])
 def test_a_density_that_is_not_above_zero_is_refused(density):
     with pytest.raises(ValueError, match="must be above 0"):
