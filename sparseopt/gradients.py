@@ -23,6 +23,7 @@ from torch.autograd import Variable
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import _engine_run_backward
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .layers import Layer, parameters
 from .shards import is_sharded, version
@@ -67,6 +68,12 @@ class Hooks:
         hook = _hook(weakref.ref(self), weakref.ref(layer))
         self.handles[id(layer)] = layer.weight.register_post_accumulate_grad_hook(hook)
         self.layers[id(layer)] = weakref.ref(layer)
+        LATEST[layer.weight] = weakref.ref(self)
+
+    def watches(self, layer: Layer) -> bool:
+        """Whether no later optimizer has wrapped the parameter: its masks would be others."""
+        latest = LATEST.get(layer.weight, _nobody)()
+        return latest is None or latest is self
 
     def remove(self) -> None:
         """Leave all parameters as if they had never been watched."""
@@ -110,7 +117,7 @@ class Hooks:
                 self.accumulate(layer)
             return
         grad = layer.weight.grad
-        if grad is None:
+        if grad is None or not self.watches(layer):
             return
         refuse_gradient(layer.name, grad)
         if not self.collecting:
@@ -138,7 +145,7 @@ class Hooks:
         """Keep a copy of the dense gradients, then mask them: also those that DDP brought alone."""
         for watched in self.layers.values():
             layer = watched()
-            if layer is not None and layer.weight.grad is not None:
+            if layer is not None and layer.weight.grad is not None and self.watches(layer):
                 self._collect_one(layer, layer.weight.grad)
 
     def _collect_one(self, layer: Layer, grad: Tensor) -> None:
@@ -213,6 +220,14 @@ class Hooks:
             return grad
         self.summed.add(id(layer))  # micro-batches: sums are made faster in the dense tensor
         return grad.to_plain()
+
+
+LATEST: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""The hooks of the optimizer that wrapped a parameter last."""
+
+
+def _nobody() -> None:
+    return None
 
 
 def _hook(hooks: weakref.ref[Hooks], layer: weakref.ref[Layer]) -> Callable[[Tensor], None]:

@@ -302,6 +302,36 @@ def test_the_users_own_hooks_still_run_and_see_what_autograd_made():
     assert (before[0][inactive] != 0).any() and (after[0][inactive] == 0).all()
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("algo", ["rigl", "set"])
+def test_a_second_phase_is_not_held_back_by_the_optimizer_of_the_first(algo, storage):
+    """The first one is still there, held by a scheduler or a list: its masks have had their day."""
+
+    def run(kept):
+        model = mlp()
+        first = sparse(model, SGD, algo, storage=storage)
+        train(model, first, 4)
+        second = sparse(model, AdamW, algo, storage=storage, seed=5, topology=dict(first.masks))
+        kept = [first] if kept else []
+        del first
+        train(model, second, 12, first=4)
+        return model, second, kept
+
+    (model, optimizer, _), (other, alone, _) = run(kept=True), run(kept=False)
+    assert_same(dict(optimizer.masks), dict(alone.masks))
+    assert_same(model.state_dict(), other.state_dict())
+
+
+def test_an_optimizer_goes_on_when_another_one_on_its_weights_is_gone():
+    model = mlp()
+    optimizer = sparse(model, SGD, "static")
+    del_me = sparse(model, SGD, "static", topology=dict(optimizer.masks))
+    del del_me
+    loss_of(model, 0).backward()
+    for layer in optimizer.layers:
+        assert not layer.weight.grad[~layer.mask].any()
+
+
 def test_wrapping_the_same_model_anew_leaves_no_old_mask_at_work():
     model = mlp()
     first = sparse(model, SGD(model.parameters(), lr=0.1), "static", seed=1)
