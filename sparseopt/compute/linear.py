@@ -47,18 +47,16 @@ class Product(torch.autograd.Function):
     ) -> Tensor:
         columns = feature_major(inputs)
         ctx.structure, ctx.engine, ctx.values = structure, engine, structure.version()
-        ctx.save_for_backward(inputs, weight, columns)  # backward refuses a weight changed since
-        outputs = as_given(structure.forward(columns, bias), inputs)
-        if stay or outputs.is_contiguous():
-            return no_view(outputs)
-        return outputs.contiguous()
+        ctx.save_for_backward(inputs, weight, *columns)  # backward refuses a weight changed since
+        products = [structure.forward(block, bias) for block in columns]
+        return no_view(as_given(products, inputs, stay))
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return Product.backward(ctx, slopes)
-        inputs, weight, columns = ctx.saved_tensors
+        inputs, weight, *columns = ctx.saved_tensors
         # create_graph=True, vmap: by operators that can be derived again, and know batches; or the
         # weight was saved apart from the parameter (saved_tensors_hooks), which has changed since
         changed = ctx.values != ctx.structure.version()
@@ -68,27 +66,46 @@ class Product(torch.autograd.Function):
         turned = feature_major(slopes)
         of_inputs = of_weight = of_bias = None
         if needs[0]:
-            of_inputs = as_given(ctx.structure.backward(turned), inputs)
+            products = [ctx.structure.backward(block) for block in turned]
+            # what comes before is slow where gradients and values differ in memory order
+            of_inputs = as_given(products, inputs, stay=samples(inputs).t().is_contiguous())
         if needs[1]:
             if ctx.engine.wants_dense():
-                of_weight = turned @ columns.t()
+                of_weight = samples(slopes).t() @ samples(inputs)
             else:
                 of_weight = ctx.structure.gradient(turned, columns, weight)
         if needs[2]:
-            of_bias = turned.sum(1)
+            of_bias = samples(slopes).sum(0)
         return of_inputs, of_weight, of_bias, None, None, None
 
 
-def feature_major(values: Tensor) -> Tensor:
-    """Features in rows, all leading dimensions in columns; contiguous."""
-    rows = values if values.ndim == 2 else values.reshape(-1, values.shape[-1])
-    return rows.t().contiguous()
+BLOCK = 128  # samples multiplied at a time: what is read of them out of order stays in the cache
 
 
-def as_given(columns: Tensor, like: Tensor) -> Tensor:
+def feature_major(values: Tensor) -> list[Tensor]:
+    """Features in rows, all leading dimensions in columns; a contiguous matrix for each block."""
+    rows = samples(values)
+    number = -(-len(rows) // BLOCK)
+    return [block.t().contiguous() for block in (rows.chunk(number) if number > 1 else [rows])]
+
+
+def as_given(blocks: list[Tensor], like: Tensor, stay: bool) -> Tensor:
     """The inverse: features last, with the leading dimensions of ``like``."""
-    rows = columns.t()
+    if stay:
+        rows = (blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)).t()
+    elif len(blocks) == 1:
+        rows = blocks[0].t().contiguous()
+    else:
+        sizes = [block.shape[1] for block in blocks]
+        rows = blocks[0].new_empty(sum(sizes), len(blocks[0]))
+        for part, block in zip(rows.split(sizes), blocks, strict=True):
+            part.copy_(block.t())
     return rows if like.ndim == 2 else rows.view(*like.shape[:-1], -1)
+
+
+def samples(values: Tensor) -> Tensor:
+    """A matrix with a sample in each row."""
+    return values if values.ndim == 2 else values.reshape(-1, values.shape[-1])
 
 
 def batched(values: Tensor) -> bool:
@@ -104,9 +121,9 @@ def no_view(values: Tensor) -> Tensor:
 def dense_gradients(
     inputs: Tensor, weight: Tensor, slopes: Tensor, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    samples, rows = inputs.reshape(-1, inputs.shape[-1]), slopes.reshape(-1, slopes.shape[-1])
+    rows, columns = samples(slopes), samples(inputs)
     of_inputs = slopes @ weight if needs[0] else None
-    of_weight = rows.t() @ samples if needs[1] else None
+    of_weight = rows.t() @ columns if needs[1] else None
     return of_inputs, of_weight, rows.sum(0) if needs[2] else None, None, None, None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -102,13 +103,15 @@ class Structure:
             self.turned_at = self.version()
         return self.turned.product(slopes)
 
-    def gradient(self, slopes: Tensor, inputs: Tensor, weight: Tensor) -> ActiveGradient:
-        """``g x'`` at the active places only."""
+    def gradient(
+        self, slopes: Sequence[Tensor], inputs: Sequence[Tensor], weight: Tensor
+    ) -> ActiveGradient:
+        """``g x'`` at the active places only, summed over blocks of samples."""
         into = self._buffer()
-        one, other = in_eights(slopes), in_eights(inputs)
         values = into.values()
-        values.zero_()  # beta=0 multiplies what is there, and 0 * NaN is not 0
-        torch.sparse.sampled_addmm(into, one, other.t(), beta=0.0, out=into)
+        values.zero_()
+        for one, other in zip(slopes, inputs, strict=True):
+            torch.sparse.sampled_addmm(into, in_eights(one), in_eights(other).t(), out=into)
         with untouched():  # asks for the shape only
             made = ActiveGradient(values, self.packed.index, weight)
         self.given = weakref.ref(made.held)
