@@ -285,6 +285,42 @@ def test_an_update_asked_for_ranks_weights_as_they_are(storage: str, compute: st
     assert layer.values is None
 
 
+@pytest.mark.parametrize("read", ["nothing", "checkpoint", "update"])
+@pytest.mark.parametrize("first", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_model_that_changes_its_memory_format_trains_on(first: torch.memory_format, read: str):
+    then = {torch.contiguous_format: torch.channels_last}.get(first, torch.contiguous_format)
+    runs = []
+    for storage in ("masked", "compact"):
+        model = convnet().to(memory_format=first)
+        optimizer = sparse(model, inner_named("adamw"), "set", storage=storage)
+        train(model, optimizer, 4)
+        model.to(memory_format=then)
+        if read == "update":
+            optimizer.update_topology()
+        saved = copy.deepcopy(optimizer.state_dict()) if read == "checkpoint" else None
+        train(model, optimizer, 4, first=4)
+        if saved is not None:
+            optimizer.load_state_dict(saved)
+        train(model, optimizer, 4, first=8)
+        runs.append((model, optimizer))
+    assert_agree(*runs)
+
+
+def test_a_weight_that_compact_storage_cannot_follow_is_refused_by_name():
+    model = mlp()
+    optimizer = sparse(model, inner_named("sgd"), "set", storage="compact")
+    train(model, optimizer, 2)
+    model[2].weight.data = torch.randn(5, 16, dtype=torch.float64)[:, ::2]
+    loss_of(model, 2).backward()
+    with pytest.raises(RuntimeError, match=r"'2\.weight'.*storage='masked'"):
+        optimizer.step()
+    assert all(
+        p is q for p, q in zip(optimizer.param_groups[0]["params"], model.parameters(), strict=True)
+    )
+    model[2].weight.data = model[2].weight.data.contiguous()
+    optimizer.step()
+
+
 def test_an_unknown_storage_is_refused_with_the_names_that_exist():
     model = mlp()
     with pytest.raises(ValueError, match="'auto', 'masked', 'compact'"):

@@ -36,6 +36,7 @@ class Packed:
 
     index: Tensor
     values: nn.Parameter
+    strides: tuple[int, ...]  # of the weight
     seen: tuple[int, int] | None = None  # the weight whose active entries the values were last
     left: tuple[int, int] | None = None  # the same, as the last step left it
 
@@ -90,10 +91,10 @@ class Compact(Masked):
             self._begin(layers)
 
     def _begin(self, layers: Sequence[Layer]) -> None:
-        for layer in layers:
+        held = [self._held(layer) for layer in layers]  # refuses before anything is changed
+        for layer, packed in zip(layers, held, strict=True):
             if not self.is_clean(layer):
                 self.mask_weights(layer)
-            packed = self.packed.get(layer.key)
             if packed is None:  # dense: the inner optimizer may have the weight itself
                 if layer.weight.grad is not None:
                     self._stretch(layer, layer.weight, layer.weight.grad, lambda born: born)
@@ -180,7 +181,7 @@ class Compact(Masked):
         packed = self.packed.get(layer.key)
         if packed is not None and packed.awaited_by(layer.weight):
             return packed
-        return self._reread(layer, packed)
+        return self._reread(layer, self._held(layer))
 
     @torch.no_grad()
     def _reread(self, layer: Layer, packed: Packed | None) -> Packed | None:
@@ -201,6 +202,7 @@ class Compact(Masked):
     def write_back(self, layer: Layer) -> None:
         """Give the weight the values that it has not got yet."""
         settle(layer.weight)
+        self._held(layer)
 
     def is_clean(self, layer: Layer) -> bool:
         packed = self.packed.get(layer.key)
@@ -220,12 +222,37 @@ class Compact(Masked):
 
     @torch.no_grad()
     def active(self, layer: Layer) -> Tensor | None:
-        packed, weight = self.packed.get(layer.key), layer.weight
+        packed, weight = self._held(layer), layer.weight
         if packed is None or packed.index is not layer.index or packed.values.dtype != weight.dtype:
             return None
         if packed.left != stamp(weight):
             gather(weight.detach(), weight, packed.index, packed.values.detach())
         return packed.values.detach()
+
+    def _held(self, layer: Layer) -> Packed | None:
+        """The packed layer, in the order in which its weight lies in memory now."""
+        packed = self.packed.get(layer.key)
+        if packed is None or packed.strides == layer.weight.stride():
+            return packed
+        return self._reorder(layer, packed)
+
+    @torch.no_grad()
+    def _reorder(self, layer: Layer, old: Packed) -> Packed:
+        """Follow a weight that lies in another order: ``model.to(memory_format=...)``."""
+        if not can_pack(layer):
+            raise RuntimeError(
+                f"the weight {layer.name!r} was given memory with strides {layer.weight.stride()}, "
+                "not one dense block, which storage='compact' cannot follow: give it a contiguous "
+                "tensor, or use storage='masked'"
+            )
+        weight, entries = layer.weight, list(self._entries(layer))
+        before = torch.empty_strided(weight.shape, old.strides, device="meta")
+        self._repack(layer, positions(flat(layer.mask, weight)))
+        packed = self.packed[layer.key]
+        for key, value, _ in entries:
+            whole = value.new_zeros(layer.numel).index_copy_(0, old.index, value)
+            self.inner.state[weight][key] = at(flat(unflat(whole, before), weight), packed)
+        return packed
 
     # --- a new topology ---------------------------------------------------------------------------
 
@@ -249,7 +276,7 @@ class Compact(Masked):
             self.packed.pop(layer.key, None)
             return
         values = nn.Parameter(layer.weight.new_empty(len(index)))
-        self.packed[layer.key] = Packed(index, values)
+        self.packed[layer.key] = Packed(index, values, layer.weight.stride())
         layer.index = index if layer.weight.is_contiguous() else None
 
     @torch.no_grad()
