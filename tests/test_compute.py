@@ -298,13 +298,12 @@ def test_training_goes_on_from_weights_written_from_elsewhere(write: str) -> Non
     assert_same(*results)
 
 
-def test_one_weight_written_through_data_is_seen_after_apply_masks() -> None:
+def test_one_weight_written_through_data_is_seen_at_once() -> None:
     model = network()
     optimizer = wrap(model)
     train(model, optimizer, 3)
     index = optimizer.layers[0].mask.nonzero()[1]
     model[0].weight.data[tuple(index)] = 5.0
-    optimizer.apply_masks()
     values = torch.ones(2, 20)
     torch.testing.assert_close(model(values), dense_outputs(model, values), **EXACT)
 
@@ -326,6 +325,30 @@ def test_names_of_parameters_and_the_module_tree_do_not_change() -> None:
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
     assert repr(model) == repr(plain)
     assert type(model[0].weight) is nn.Parameter
+
+
+@pytest.mark.parametrize("shape", [(127,), (128,), (129,), (300,), (3, 90), (2, 3, 43), (1030,)])
+def test_any_number_of_samples_trains_the_same(shape: tuple[int, ...]) -> None:
+    """Many are multiplied in blocks, which need not be of one size."""
+    (dense, one), (sparse, other) = pair(update_every=2)
+    for step in range(5):
+        values = torch.randn(*shape, 20, generator=torch.Generator().manual_seed(step))
+        for model, optimizer in ((dense, one), (sparse, other)):
+            optimizer.zero_grad()
+            loss(model, values).backward()
+            optimizer.step()
+    assert all(torch.equal(one.masks[name], other.masks[name]) for name in one.masks)
+    assert_same(dense, sparse)
+
+
+@pytest.mark.parametrize("rows", [5, 300])
+def test_gradients_of_inputs_lie_in_memory_as_the_inputs_do(rows: int) -> None:
+    model = nn.Sequential(nn.Linear(20, 30))
+    wrap(model)
+    for values in (torch.ones(rows, 20), torch.ones(20, rows).t(), torch.ones(2, rows, 20)):
+        given = values.detach().requires_grad_()
+        slope = torch.autograd.grad(model(given).sum(), given)[0]
+        assert slope.stride() == given.stride()
 
 
 def test_outputs_that_others_see_are_contiguous() -> None:
