@@ -23,7 +23,6 @@ from torch.autograd import Variable
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import _engine_run_backward
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakIdKeyDictionary
 
 from .layers import Layer, parameters
 from .shards import is_sharded, version
@@ -68,11 +67,11 @@ class Hooks:
         hook = _hook(weakref.ref(self), weakref.ref(layer))
         self.handles[id(layer)] = layer.weight.register_post_accumulate_grad_hook(hook)
         self.layers[id(layer)] = weakref.ref(layer)
-        LATEST[layer.weight] = weakref.ref(self)
+        LATEST[id(layer.weight)] = self
 
     def watches(self, layer: Layer) -> bool:
         """Whether no later optimizer has wrapped the parameter: its masks would be others."""
-        latest = LATEST.get(layer.weight, _nobody)()
+        latest = LATEST.get(id(layer.weight))
         return latest is None or latest is self
 
     def remove(self) -> None:
@@ -222,12 +221,9 @@ class Hooks:
         return grad.to_plain()
 
 
-LATEST: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""The hooks of the optimizer that wrapped a parameter last."""
-
-
-def _nobody() -> None:
-    return None
+LATEST: weakref.WeakValueDictionary[int, Hooks] = weakref.WeakValueDictionary()
+"""The hooks of the optimizer that wrapped a parameter last, by the parameter's ``id``: torch refuses
+to swap parameters (``torch.utils.swap_tensors``) to which there are weak references."""
 
 
 def _hook(hooks: weakref.ref[Hooks], layer: weakref.ref[Layer]) -> Callable[[Tensor], None]:
