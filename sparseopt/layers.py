@@ -350,8 +350,11 @@ def counterparts(
         mine: All parameters of the optimizer, in order.
 
     Raises:
+        TypeError: If the copy is no module.
         ValueError: If the copy lacks a layer, or has another shape there.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} must be a torch.nn.Module")
     named = {name.removeprefix("module."): weight for name, weight in model.named_parameters()}
     theirs = list(named.values())
     if not all(layer.name in named for layer in layers) and len(theirs) == len(mine):

@@ -342,7 +342,8 @@ class SparseOptimizer(Persistence):
             model: A module with the same parameters. None: the one that is trained.
 
         Raises:
-            ValueError: If ``model`` lacks one of the layers, or it has another shape there.
+            TypeError: If ``model`` is no module.
+            ValueError: If it lacks one of the layers, or has another shape there.
         """
         self._bind()
         if model is None:

@@ -180,17 +180,6 @@ def test_an_option_of_a_wrong_kind_is_named(options):
     assert repr(options[name]) in message and " must be " in message
 
 
-@pytest.mark.parametrize("topology", ["random", "magnitude", "given"])
-def test_a_topology_without_n_of_every_m_is_refused_by_nm(topology):
-    first = torch.arange(8) < 4
-    given = {"0.weight": first.expand(8, 8).clone(), "2.weight": first.expand(4, 8).clone()}
-    refused(
-        "topology= must have 2 active weights in every group of m=4.*'0.weight'",
-        algo="nm", sparsity=0.5, network=mlp((8, 8, 4)),
-        topology=given if topology == "given" else topology,
-    )  # fmt: skip
-
-
 def test_a_recipe_that_needs_total_steps_says_so():
     from sparseopt import available
     from sparseopt.schedules import Cubic

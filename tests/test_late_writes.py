@@ -61,6 +61,13 @@ def test_masks_do_not_apply_to_another_model(other):
     assert_same(dict(other.state_dict()), before)
 
 
+def test_masks_do_not_apply_to_what_is_no_module():
+    model = mlp()
+    optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "set")
+    with pytest.raises(TypeError, match="model=.* must be a torch.nn.Module"):
+        optimizer.apply_masks(model.state_dict())
+
+
 WRITES = {
     "load_state_dict": lambda model: model.load_state_dict(mlp(seed=9).state_dict()),
     "under no_grad": lambda model: [torch.no_grad()(p.fill_)(1.0) for p in model.parameters()],

@@ -293,3 +293,16 @@ def test_bad_input_of_nm_is_refused_by_name(options: dict[str, Any], message: st
 def test_all_of_m_is_dense_and_quiet() -> None:
     weight = nn.Parameter(torch.randn(3, 5))
     assert SparseOptimizer(Still([weight]), "nm", n=4, m=4).density == 1.0
+
+
+@pytest.mark.parametrize("topology", ["random", "magnitude", "given"])
+def test_a_topology_without_n_of_every_m_is_refused_by_nm(topology: str) -> None:
+    """Updates keep groups as they are: neither they nor the count would ever be right."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    before = [p.clone() for p in model.parameters()]
+    first = torch.arange(8) < 4
+    given = {"0.weight": first.expand(8, 8).clone(), "1.weight": first.expand(4, 8).clone()}
+    wanted = {"topology": given if topology == "given" else topology}
+    with pytest.raises(ValueError, match="topology= must have 2 active weights .* m=4.*'0.weight'"):
+        SparseOptimizer(torch.optim.SGD(model.parameters()), algo="nm", model=model, **wanted)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
