@@ -222,8 +222,10 @@ class Hooks:
 
 
 LATEST: weakref.WeakValueDictionary[int, Hooks] = weakref.WeakValueDictionary()
-"""The hooks of the optimizer that wrapped a parameter last, by the parameter's ``id``: torch refuses
-to swap parameters (``torch.utils.swap_tensors``) to which there are weak references."""
+"""The hooks of the optimizer that wrapped a parameter last, by the parameter's ``id``.
+
+torch refuses to swap parameters (``torch.utils.swap_tensors``) to which there are weak references.
+"""
 
 
 def _hook(hooks: weakref.ref[Hooks], layer: weakref.ref[Layer]) -> Callable[[Tensor], None]:
