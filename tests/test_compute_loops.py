@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -182,6 +183,26 @@ class InPlace(nn.Module):
         outputs = self.head(self.body(inputs)).mul_(2)
         outputs[..., 0] = hidden.sum(-1)
         return outputs
+
+
+def test_backward_passes_in_several_threads_keep_apart() -> None:
+    (_, _), (model, optimizer) = deferred_pair()
+    inputs = [torch.full((rows, 20), 0.1 * rows) for rows in range(1, 9)]
+    weights = [p for p in model.parameters() if p.ndim == 2]
+
+    def gradients(given: Tensor) -> list[Tensor]:
+        return [g + 0 for g in torch.autograd.grad(loss(model, given), weights)]
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that they meet
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(40):
+                train(model, optimizer, 1)
+                found = list(pool.map(gradients, inputs))
+                torch.testing.assert_close(found, list(map(gradients, inputs)), **EXACT)
+    finally:
+        sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize("rows", [(), (1,), (5,), (17,), (2, 3)], ids=str)

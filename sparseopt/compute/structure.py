@@ -8,6 +8,7 @@ matrices run fastest, and the sampled product needs both of its operands so.
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -85,6 +86,7 @@ class Structure:
         self.turned_at: tuple[tuple[int, int] | None, int] | None = None
         self.sampled: Tensor | None = None
         self.given: weakref.ref[Held] | None = None
+        self.lock = threading.Lock()  # backward passes may run in several threads
 
     def forward(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """``W x + b``; inputs (inputs, samples), result (outputs, samples)."""
@@ -96,25 +98,28 @@ class Structure:
 
     def backward(self, slopes: Tensor) -> Tensor:
         """``W' g``: the gradient of the inputs."""
-        if self.turned is None or self.order is None:
-            self.turned, self.order = self._transpose()
-        if self.turned_at != self.version():
-            torch.index_select(self.matrix.values, 0, self.order, out=self.turned.values)
-            self.turned_at = self.version()
-        return self.turned.product(slopes)
+        with self.lock:
+            if self.turned is None or self.order is None:
+                self.turned, self.order = self._transpose()
+            turned = self.turned
+            if self.turned_at != self.version():
+                torch.index_select(self.matrix.values, 0, self.order, out=turned.values)
+                self.turned_at = self.version()
+        return turned.product(slopes)
 
     def gradient(
         self, slopes: Sequence[Tensor], inputs: Sequence[Tensor], weight: Tensor
     ) -> ActiveGradient:
         """``g x'`` at the active places only, summed over blocks of samples."""
-        into = self._buffer()
-        values = into.values()
+        with self.lock:
+            into = self._buffer()
+            values = into.values()
+            with untouched():  # asks for the shape only
+                made = ActiveGradient(values, self.packed.index, weight)
+            self.given = weakref.ref(made.held)
         values.zero_()
         for one, other in zip(slopes, inputs, strict=True):
             torch.sparse.sampled_addmm(into, in_eights(one), in_eights(other).t(), out=into)
-        with untouched():  # asks for the shape only
-            made = ActiveGradient(values, self.packed.index, weight)
-        self.given = weakref.ref(made.held)
         return made
 
     def _buffer(self) -> Tensor:
