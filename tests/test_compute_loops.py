@@ -185,6 +185,27 @@ class InPlace(nn.Module):
         return outputs
 
 
+class InTwoPlaces(nn.Module):
+    """A layer inside one sequence, and at the end of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        shared = nn.Linear(20, 20)
+        self.first = nn.Sequential(shared, nn.ReLU(), nn.Linear(20, 20))
+        self.second = nn.Sequential(nn.Linear(20, 20), nn.Tanh(), shared)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.second(self.first(inputs)).view(-1, 4)
+
+
+def test_a_layer_in_two_places_gives_contiguous_outputs_in_both() -> None:
+    models = InTwoPlaces(), InTwoPlaces()
+    for model, compute in zip(models, ("dense", "sparse"), strict=True):
+        train(model, wrap(model, compute), 6)
+    assert_same(*models)
+
+
 def test_backward_passes_in_several_threads_keep_apart() -> None:
     (_, _), (model, optimizer) = deferred_pair()
     inputs = [torch.full((rows, 20), 0.1 * rows) for rows in range(1, 9)]

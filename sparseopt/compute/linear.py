@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -231,13 +232,15 @@ def following(model: nn.Module) -> dict[int, nn.Linear]:
 
     Elsewhere the output is contiguous, as torch makes it: user code may call ``view`` on it.
     """
+    blocks = list(model.modules())
+    places = Counter(id(one) for block in blocks for one in block._modules.values())
     found: dict[int, nn.Linear] = {}
-    for block in model.modules():
+    for block in blocks:
         if type(block) is nn.Sequential:
             steps = [one for one in block if not isinstance(one, ENTRYWISE)]
             pairs = zip(steps, steps[1:], strict=False)
             found |= {id(a): b for a, b in pairs if type(a) is nn.Linear and type(b) is nn.Linear}
-    return found
+    return {module: after for module, after in found.items() if places[module] == 1}
 
 
 SPARSE = 0.3  # density up to which the next layer is taken to compute sparsely
