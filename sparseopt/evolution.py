@@ -63,7 +63,10 @@ class Evolution(Progress):
                 self._carry_out(change)
             self._forget_state(done)
             run.updates += 1
-        run.requested = False
+        # the last update of a changing density is put off by a step rather than left out
+        run.requested = done is None and any(
+            pool.is_last(run.steps, self.total_steps, self.update_every) for pool in pools
+        )
         run.note_densities(self._layers)
         record = record_of(run.steps, self._layers, done)
         run.history.append(record)

@@ -176,6 +176,13 @@ class Pool:
             for values in (weights_of(layer), layer.gradient)
         )
 
+    def is_last(self, step: int, total_steps: int | None, every: int) -> bool:
+        """Whether the density has to move at this update, and can: the weights are finite."""
+        if total_steps is None or not self.algorithm.ramps:
+            return False
+        last = self.algorithm.ends_at(step, total_steps, every)
+        return last and all(all_finite(weights_of(layer)) for layer in self.layers)
+
 
 def check_length(algorithm: Algorithm, total_steps: int | None, every: int) -> None:
     """Raise ValueError where a schedule cannot run its course; warn where nothing would happen."""

@@ -67,6 +67,31 @@ def test_an_update_with_bad_gradients_is_skipped_counted_and_visible(active):
         assert optimizer.updates == 1 and not optimizer.history[-1].skipped
 
 
+@pytest.mark.parametrize("storage", ["masked", "compact"])
+@pytest.mark.parametrize("algo", ["mest_g", "mest_r"])
+def test_the_last_update_of_a_changing_density_is_made_a_step_later(algo, storage):
+    model = mlp()
+    optimizer = sparse(
+        model, SGD(model.parameters(), lr=0.01), algo, sparsity=0.5, total_steps=20,
+        update_every=2, storage=storage,
+    )  # fmt: skip
+    last = max(s for s in range(1, 21) if optimizer._pools[0].due(s, 20, 2))
+    train(model, optimizer, last - 1)
+    optimizer.zero_grad()
+    loss = loss_of(model, last)
+    layer = optimizer.layers[0]
+    poison = torch.zeros_like(layer.weight)
+    poison[tuple((~layer.mask).nonzero()[0])] = math.nan
+    handle = layer.weight.register_hook(lambda grad: grad + poison)
+    loss.backward()
+    handle.remove()
+    optimizer.step()
+    assert optimizer.history[-1].skipped and optimizer.density > 0.5
+    train(model, optimizer, 20 - last, first=last)
+    assert optimizer.density == pytest.approx(0.5, abs=0.01)
+    assert [record.step for record in optimizer.history[-2:]] == [last, last + 1]
+
+
 def test_set_skips_its_update_when_a_weight_is_not_finite():
     model = mlp()
     optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "set")
