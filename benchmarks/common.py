@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.split(":")[1].strip() for line in cpu.splitlines() if "model name" in line]
     return {
-        "command": "python " + " ".join([sys.argv[0].split("/")[-1], *sys.argv[1:]]),
+        "command": "python " + shlex.join([sys.argv[0].split("/")[-1], *sys.argv[1:]]),
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -326,9 +326,11 @@ def figure() -> None:
             axis.plot(places, [v["ratio"] for _, v in points], line, color=colour, label=label)
         axis.axhline(1, color="#d9d9d9", zorder=0)
         axis.set(title=f"batch {batch}", xlabel="sparsity")
+        axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("times as fast as dense")
-    axes[0][0].legend(frameon=False, fontsize=7)
+    lines = axes[0][0].get_legend_handles_labels()
+    made.legend(*lines, loc="outside upper center", ncols=len(shown), frameon=False, fontsize=8)
     path = RESULTS.parents[1] / "docs" / "figures" / "sparse-compute.png"
     made.savefig(path, dpi=110, metadata={"Software": None})
 

@@ -20,9 +20,10 @@ def results(file: str) -> dict[str, Any]:
 def source(file: str) -> str:
     machine = results(file)["machine"]
     command = machine["command"].replace("python ", "python benchmarks/", 1)
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     return (
         f"`{command}`, commit {machine['commit']}, torch {machine['torch']}, "
-        f"{machine['processor']}, {machine['threads']} thread, {machine['date']}."
+        f"{machine['processor']}, {threads}, {machine['date']}."
     )
 
 
@@ -85,39 +86,6 @@ def cells_near() -> str:
     )
 
 
-def compute_aims() -> str:
-    """What sparse compute was to reach at batch 8, what it reached, and the share of updates."""
-    aims = {0.9: 3.0, 0.95: 5.5, 0.97: 8.0}
-    rows = [row for row in results("compute.json")["rows"] if row["batch"] == 8]
-    lines = ["| batch 8 | S = " + " | S = ".join(map(str, aims)) + " |", "|---" * 4 + "|"]
-    lines.append(f"| aimed at | {' | '.join(map(str, aims.values()))} |")
-    for optimizer in dict.fromkeys(row["optimizer"] for row in rows):
-        ratios = {
-            row["sparsity"]: row["speedup"]["sparse"]["ratio"]
-            for row in rows
-            if row["optimizer"] == optimizer
-        }
-        lines.append(f"| {optimizer} | {' | '.join(f'{ratios[s]:.1f}' for s in aims)} |")
-    return "\n".join(lines)
-
-
-def convolutions() -> str:
-    """The sentence on convolutions as products of unfolded inputs."""
-    rows = results("compute-convolutions.json")["rows"]
-
-    def ratios(kernel: int) -> str:
-        found = [r["speedup"]["ratio"] for r in rows if r["convolution"][-1] == kernel]
-        return f"{min(found):.1f} to {max(found):.1f}"
-
-    sparsities = [row["sparsity"] for row in rows]
-    return (
-        f"As CSR products of unfolded inputs, forward only, 1×1 convolutions would run {ratios(1)} "
-        f"times as fast as\ndense ones at S = {min(sparsities)} to {max(sparsities)}, and 3×3 ones "
-        f"{ratios(3)} times\n"
-        f"({source('compute-convolutions.json').rstrip('.')})."
-    )
-
-
 def demo_table() -> str:
     """What examples/demo.py prints at its end, but for the seconds, in cells of its own making."""
     sys.path.append(str(ROOT / "examples"))
@@ -142,8 +110,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "corruption-strength-c-bar": c_bar_strength,
     "cells-reproduced": cells_reproduced,
     "cells-near": cells_near,
-    "compute-aims": compute_aims,
-    "compute-convolutions": convolutions,
     "corruption-strength-source": lambda: source("corruption_strength.json"),
     "demo": demo_table,
     "recipe": recipe,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import accuracies
+import computing
 import measured
 
 from sparseopt.algorithms.registry import table
@@ -136,67 +137,6 @@ def faster(rows: list[dict[str, Any]], key: str) -> tuple[str, str]:
     return ours_shown, f"**{other}** {name}"
 
 
-def beside_sparselab() -> str:
-    """Speed-up of whole steps over dense, ours / sparselab; the faster one is bold."""
-    rows = json.loads((RESULTS / "compute.json").read_text())["rows"]
-    batches = list(dict.fromkeys(row["batch"] for row in rows))
-    lines = ["| optimizer | S |" + "".join(f" batch {batch} |" for batch in batches)]
-    lines.append("|---" * (2 + len(batches)) + "|")
-    for one in dict.fromkeys((row["optimizer"], row["sparsity"]) for row in rows):
-        of = {row["batch"]: row["speedup"] for row in rows
-              if (row["optimizer"], row["sparsity"]) == one}  # fmt: skip
-        cells = [ours_or_theirs(of[batch]) for batch in batches]
-        lines.append(f"| {one[0]} | {one[1]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def ours_or_theirs(speedup: dict[str, dict[str, float]]) -> str:
-    ours, theirs = speedup["sparse"]["ratio"], speedup["sparselab"]["ratio"]
-    shown = [f"{ours:.2f}", f"{theirs:.2f}"]
-    first = 0 if ours >= theirs else 1
-    shown[first] = f"**{shown[first]}**"
-    return " / ".join(shown)
-
-
-def compute(file: str, optimizer: str) -> Callable[[], str]:
-    """Speed-up of whole steps over the default dense optimizer: ours and the others, a column."""
-    titles = {
-        "sparse": '`compute="auto"`', "fused": "dense, fused optimizer",
-        "sparselab": "sparselab, static",
-    }  # fmt: skip
-
-    def table_of() -> str:
-        lines = [
-            f"| batch | S | dense step, ms | update, ms | {' | '.join(titles.values())} |",
-            "|---" * (4 + len(titles)) + "|",
-        ]
-        for row in speed_rows(file):
-            if row["optimizer"] == optimizer:
-                of = {name: f"{row['speedup'][name]['ratio']:.2f}" for name in titles}
-                best = max(of, key=lambda name: float(of[name]))
-                of[best] = f"**{of[best]}**"
-                spent = f"{row['milliseconds']['dense']:.1f} | {row['update_milliseconds']:.0f}"
-                cells = " | ".join(of.values())
-                lines.append(f"| {row['batch']} | {row['sparsity']} | {spent} | {cells} |")
-        return "\n".join(lines)
-
-    return table_of
-
-
-def compute_first() -> str:
-    """The sentence of the README's first screen."""
-    of = {
-        (row["batch"], row["sparsity"]): row["speedup"]["sparse"]["ratio"]
-        for row in speed_rows("compute.json")
-        if row["optimizer"] == "SGD momentum"
-    }
-    few, many = of[(8, 0.95)], of[(128, 0.95)]
-    return (
-        f"  At 95 % sparsity whole training steps of an MLP run {few:.1f} times as fast as dense "
-        f"ones at batch 8 and\n  {many:.1f} times at batch 128, updates included."
-    )
-
-
 def memory() -> str:
     """Megabytes held and needed at the peak, a row for each storage."""
     rows = json.loads((RESULTS / "memory.json").read_text())["megabytes"]
@@ -265,15 +205,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers-iteration": peers("iteration"),
     "peers-source": lambda: measured.source("peers.json"),
     "fastest-peer": fastest_peer,
-    "beside-sparselab": beside_sparselab,
-    "compute-source": lambda: measured.source("compute.json"),
-    "compute-sgd": compute("compute.json", "SGD momentum"),
-    "compute-adamw": compute("compute.json", "AdamW"),
-    "compute-first": compute_first,
 }
 TABLES |= {"stacks": stacks, "stacks-source": stacks_source}
 TABLES |= {f"diff-{path.stem}": diff(path) for path in THIRD_PARTY.glob("*.diff")}
-TABLES |= accuracies.TABLES | measured.TABLES
+TABLES |= accuracies.TABLES | computing.TABLES | measured.TABLES
 
 
 def renewed(text: str) -> str:
