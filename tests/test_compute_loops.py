@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_compute import (
+from sparse_pairs import (
     EXACT,
     assert_same,
+    deferred_pair,
     in_double,  # noqa: F401 - a fixture
     loss,
     network,
     train,
     wrap,
 )
-from test_compute_deferred import deferred_pair
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
