@@ -217,7 +217,7 @@ def exchange_across(
     low = high - drop_number(levels.fraction, high, algorithm.rounding)
     if levels.pruned is not None:
         low = min(low, budget(layers, levels.pruned))
-    low = max(low, high - free, len(layers))
+    low = max(low, high - free, fewest(layers))
     kept = prune_across(layers, algorithm.drop, low, context, settled)
     among = [candidates(layer, mask, algorithm) for layer, mask in zip(layers, kept, strict=True)]
     wanted = high - sum(count(mask) for mask in kept)
@@ -288,7 +288,12 @@ def counts(
 def budget(layers: Sequence[Layer], density: float) -> int:
     """Active weights of all layers together at a density, at least one each."""
     # 1e-9: (1 - 0.9) * 15 must not fall short of 1.5 by the last digit
-    return max(len(layers), math.floor(density * size(layers) + 0.5 + 1e-9))
+    return max(fewest(layers), math.floor(density * size(layers) + 0.5 + 1e-9))
+
+
+def fewest(layers: Sequence[Layer]) -> int:
+    """One active weight in every layer that has any."""
+    return sum(layer.numel > 0 for layer in layers)
 
 
 def size(layers: Sequence[Layer]) -> int:

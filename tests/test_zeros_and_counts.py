@@ -230,10 +230,14 @@ def test_a_layer_without_weights_changes_nothing(empty, recipe):
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
-@pytest.mark.parametrize("algo", ["set", "rigl", "srigl"])
-def test_a_network_without_a_weight_is_dense(algo):
+@pytest.mark.parametrize(
+    ("algo", "more"),
+    [("set", {}), ("rigl", {}), ("srigl", {}), ("set", {"scope": "global"}),
+     ("mest_g", {"scope": "global"})],
+)  # fmt: skip
+def test_a_network_without_a_weight_is_dense(algo, more):
     model = nn.Linear(5, 0)
-    optimizer = sparse(model, lambda params: SGD(params, lr=0.1), algo, update_every=1)
+    optimizer = sparse(model, lambda params: SGD(params, lr=0.1), algo, update_every=1, **more)
     model(torch.ones(3, 5)).sum().backward()
     optimizer.step()
     assert optimizer.density == 1.0 and optimizer.history[0].exploration_rate == 1.0
