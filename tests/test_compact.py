@@ -188,6 +188,24 @@ def test_hooks_on_the_inner_optimizer_find_the_model_as_it_is(compute: str, clos
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
+def test_an_update_ranks_what_a_hook_on_the_inner_optimizer_left():
+    """Written through .data, by which nothing is counted."""
+
+    def turned_round(model: nn.Module) -> None:
+        for p in model.parameters():
+            p.data.copy_(torch.where(p == 0, 0.0, 0.01 / p))
+
+    masks = []
+    for storage in ("masked", "compact"):
+        model = mlp()
+        inner = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = sparse(model, inner, "set", storage=storage)
+        inner.register_step_post_hook(lambda *_, model=model: turned_round(model))
+        train(model, optimizer, 9)
+        masks.append(optimizer.masks)
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+
+
 @pytest.mark.parametrize("where", ["hook", "step"])
 def test_a_step_that_fails_gives_the_parameters_back(where: str):
     model = mlp()
