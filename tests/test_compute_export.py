@@ -52,6 +52,24 @@ def test_an_exported_model_computes_the_same(format: str) -> None:
     assert exported.layers == (["0", "2.0"] if format == "csr" else [])
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # of the dense model
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_an_exported_transformer_encoder_computes_the_same(activation: str, padded: bool) -> None:
+    layer = nn.TransformerEncoderLayer(32, 4, 64, activation=activation, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2)
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = SparseOptimizer(inner, "static", sparsity=0.9, model=model)
+    exported = export(model, optimizer)
+    values, padding = torch.randn(3, 5, 32), torch.zeros(3, 5, dtype=torch.bool)
+    padding[0, 3:] = padded
+    options = {"src_key_padding_mask": padding} if padded else {}
+    with torch.no_grad():
+        found, wanted = exported.model(values, **options), model.eval()(values, **options)
+    torch.testing.assert_close(found[~padding], wanted[~padding])
+    assert "layers.0.linear1" in exported.layers
+
+
 def test_an_exported_model_is_smaller_by_its_sparsity(tmp_path: Path) -> None:
     model, optimizer = trained(sparsity=0.95)
     exported = export(model, optimizer)

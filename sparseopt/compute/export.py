@@ -137,7 +137,19 @@ def with_modules(model: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Modu
             return module
         path, _, last = name.rpartition(".")
         model.get_submodule(path)._modules[last] = module
+    without_fast_path(model)
     return model
+
+
+def without_fast_path(model: nn.Module) -> None:
+    """Encoders with a `SparseLinear` call it: torch's fused kernel reads a dense ``weight``."""
+    for module in model.modules():
+        if not any(isinstance(part, SparseLinear) for part in module.modules()):
+            continue
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # one of the things that the fused kernel asks for
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
 Modules = dict[str, nn.Module]
