@@ -149,3 +149,16 @@ def test_the_projected_end_has_the_target_count():
     biases = 32 + 10
     shapes = [layer.shape for layer in optimizer.layers]
     assert projected.parameters == sum(counts("erk", shapes, 0.2)) + biases
+
+
+def test_sparse_layers_whose_products_have_no_count_are_named():
+    model = nn.Sequential(nn.LSTM(4, 4))
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), "static", sparsity=0.5, model=model,
+        include="0.weight_*",
+    )  # fmt: skip
+    cost = optimizer.flops(torch.zeros(3, 2, 4))
+    assert cost.uncounted == ("0.weight_ih_l0", "0.weight_hh_l0")
+    assert str(cost).endswith("not counted: 0.weight_ih_l0, 0.weight_hh_l0")
+    _, counted = trained("static", 0)
+    assert "not counted" not in str(counted.flops(torch.zeros(1, 20)))

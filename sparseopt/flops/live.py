@@ -28,12 +28,14 @@ class LiveCost:
         inference: FLOPs of one sample at the densities of this moment.
         so_far: The run up to this step.
         projected: The whole run of ``total_steps``; None where its length is unknown.
+        uncounted: Sparse layers in no figure, as their products have no count (recurrent layers).
     """
 
     cost: ModelCost
     inference: float
     so_far: RunCost
     projected: RunCost | None
+    uncounted: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -45,7 +47,11 @@ class LiveCost:
             f"now: {self.inference:,.0f} FLOPs per sample, {100 * self.share:.1f} % of dense",
             f"so far: {self.so_far}",
         ]
-        return "\n".join(lines + ([f"projected: {self.projected}"] if self.projected else []))
+        if self.projected:
+            lines.append(f"projected: {self.projected}")
+        if self.uncounted:
+            lines.append(f"without these sparse layers, not counted: {', '.join(self.uncounted)}")
+        return "\n".join(lines)
 
 
 def live_cost(
@@ -78,7 +84,9 @@ def live_cost(
         whole = record + future(pools, record[-1][1], steps, total_steps, update_every)
         grown = growth_steps(pools, 0, end, total_steps, update_every)
         projected = run_cost(cost, whole, end, batch_size, growth_steps=grown)
-    return LiveCost(cost, inference_flops(cost, record[-1][1]), so_far, projected)
+    now = record[-1][1]
+    uncounted = tuple(name for name in now if name not in cost.weights)
+    return LiveCost(cost, inference_flops(cost, now), so_far, projected, uncounted)
 
 
 def due_steps(
