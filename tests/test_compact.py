@@ -26,6 +26,7 @@ from torch import nn
 
 from sparseopt import SparseOptimizer
 from sparseopt.storage import ELEMENTWISE
+from sparseopt.storage.compact import gather
 
 ELEMENTWISE_INNERS = [
     "sgd", "sgd-nesterov", "sgd-fused", "adam-l2", "adam-amsgrad", "adam-foreach", "adamw",
@@ -206,8 +207,8 @@ def test_an_update_ranks_what_a_hook_on_the_inner_optimizer_left():
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
 
 
-@pytest.mark.parametrize("where", ["hook", "step"])
-def test_a_step_that_fails_gives_the_parameters_back(where: str):
+@pytest.mark.parametrize("where", ["hook", "step", "second layer"])
+def test_a_step_that_fails_gives_the_parameters_back(where: str, monkeypatch):
     model = mlp()
     inner = inner_named("adamw")(model.parameters())
     optimizer = sparse(model, inner, "set", storage="compact")
@@ -217,9 +218,13 @@ def test_a_step_that_fails_gives_the_parameters_back(where: str):
         raise RuntimeError("no power")
 
     handle = inner.register_step_pre_hook(broken)
-    if where == "step":
+    if where != "hook":
         handle.remove()
+    if where == "step":
         inner.step = broken
+    if where == "second layer":  # two calls for the first: its weight and its gradient
+        calls = iter([gather, gather, broken])
+        monkeypatch.setattr("sparseopt.storage.compact.gather", lambda *a: next(calls)(*a))
     loss_of(model, 2).backward()
     with pytest.raises(RuntimeError, match="no power"):
         optimizer.step()
@@ -227,6 +232,7 @@ def test_a_step_that_fails_gives_the_parameters_back(where: str):
     assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], own, strict=True))
     assert set(optimizer.state) <= set(own)
     handle.remove()
+    monkeypatch.undo()
     inner.__dict__.pop("step", None)
     train(model, optimizer, 3, first=2)
     assert_zeros(optimizer)

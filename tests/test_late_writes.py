@@ -114,6 +114,25 @@ def test_a_large_layer_written_in_part_through_data_is_zero_again(part, storage)
         assert_zeros(optimizer)
 
 
+@pytest.mark.parametrize("storage", ["masked", "compact"])
+def test_an_update_ranks_what_was_written_to_a_layer_without_a_gradient(storage):
+    """Through .data, by which nothing is counted, before a step that leaves the layer out."""
+    model = mlp()
+    optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "set", storage=storage)
+    layer = optimizer.layers[1]
+    train(model, optimizer, optimizer.update_every - 1)
+    before = layer.mask.clone()
+    places = before.view(-1).nonzero().view(-1)
+    layer.weight.data.view(-1)[places] = 1.0 / layer.weight.detach().view(-1)[places]
+    written = layer.weight.detach().abs().clone()
+    optimizer.zero_grad()
+    model[0](torch.ones(2, model[0].in_features, dtype=torch.float64)).sum().backward()
+    optimizer.step()
+    kept = layer.mask & (layer.weight != 0)
+    dropped = before & ~kept
+    assert dropped.any() and written[dropped].max() <= written[kept].min()
+
+
 def clip_weights(model):  # of a Wasserstein critic (Arjovsky et al. 2017, algorithm 1)
     for p in model.parameters():
         p.data.clamp_(-0.25, 0.25)

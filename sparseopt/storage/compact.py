@@ -88,7 +88,11 @@ class Compact(Masked):
             run_hooks(self.inner, BEFORE)
         self.turn += 1
         with untouched():  # what is not known to be current is written before it is read
-            self._begin(layers)
+            try:
+                self._begin(layers)
+            except BaseException:  # the groups are the user's again
+                self.leave()
+                raise
 
     def _begin(self, layers: Sequence[Layer]) -> None:
         held = [self._held(layer) for layer in layers]  # refuses before anything is changed
@@ -110,7 +114,9 @@ class Compact(Masked):
     def _enter(self, layer: Layer, packed: Packed) -> None:
         weight = layer.weight
         grad = weight.grad
-        if grad is not None:
+        if grad is None:
+            packed.left = None  # no step will look at what was written through weight.data
+        else:
             if not packed.awaited_by(weight):  # written through weight.data, it would not tell
                 self.write_back(layer)
                 gather(weight.detach(), weight, packed.index, packed.values.detach())
