@@ -102,6 +102,10 @@ def test_an_algorithm_that_is_none_is_refused(algo):
     refused("algo=|recipe", (ValueError, TypeError), algo=algo)
 
 
+def test_a_model_in_the_place_of_the_algorithm_is_told_where_it_belongs():
+    refused("algo= is a module.*model=", TypeError, algo=mlp())
+
+
 @pytest.mark.parametrize("distribution, near", [("erkk", "erk"), ("unifrom", "uniform")])
 def test_an_unknown_distribution_is_answered_with_the_nearest_names(distribution, near):
     message = refused("distribution=", distribution=distribution)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from ..distributions import check_sparsity
 from ..schedules import Constant, starting_at
 from .algorithm import Algorithm
@@ -216,6 +218,8 @@ def resolve(
     if isinstance(algo, Algorithm):
         return _adapted(algo, sparsity, options)
     recipe = find(algo) if isinstance(algo, str) else algo
+    if isinstance(algo, nn.Module):  # callable, but no recipe
+        raise TypeError(f"algo= is a module ({type(algo).__name__}): pass it as model=")
     if not callable(recipe):
         raise TypeError(
             f"algo={algo!r} must be the name of a recipe, a recipe or a sparseopt.Algorithm"

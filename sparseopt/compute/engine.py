@@ -53,6 +53,13 @@ def storage_for(
     if compute == "auto" and storage == "auto":
         packable = is_elementwise(inner) and all(map(can_pack, layers))
         return "compact" if packable and density <= HIGHEST_DENSITY else "auto"
+    if not is_elementwise(inner):
+        name = type(inner).__name__
+        raise ValueError(
+            f"compute={compute!r} needs an optimizer whose rule is element-wise, and {name} is not "
+            f"known to be: use compute='dense', or, if it is, "
+            f"sparseopt.storage.ELEMENTWISE.add({name!r})"
+        )
     return "compact"
 
 
