@@ -330,6 +330,21 @@ def test_a_model_that_changes_its_memory_format_trains_on(first: torch.memory_fo
     assert_agree(*runs)
 
 
+def test_a_model_that_is_moved_to_another_device_trains_on():
+    """Without a second device: what is packed is put elsewhere, which the weight has left."""
+    runs = []
+    for storage in ("masked", "compact"):
+        model = mlp()
+        optimizer = sparse(model, inner_named("adamw"), "set", storage=storage)
+        for layer in optimizer.layers if storage == "compact" else ():
+            packed = optimizer._storage.packed[layer.key]
+            layer.index = packed.index = packed.index.to("meta")
+            packed.values = nn.Parameter(packed.values.detach().to("meta"))
+        train(model, optimizer, 8)
+        runs.append((model, optimizer))
+    assert_agree(*runs)
+
+
 def test_a_weight_that_compact_storage_cannot_follow_is_refused_by_name():
     model = mlp()
     optimizer = sparse(model, inner_named("sgd"), "set", storage="compact")

@@ -44,6 +44,10 @@ class Packed:
         """Whether the weight has been read by nobody, and so written by nobody, since the step."""
         return isinstance(weight, Deferred) and self.seen == stamp(weight)
 
+    def lies_as(self, weight: Tensor) -> bool:
+        """Whether the weight lies in memory as it did: in the same order, on the same device."""
+        return self.strides == weight.stride() and self.values.device == weight.device
+
 
 def can_pack(layer: Layer) -> bool:
     """Whether the weight is one block of memory that can be viewed as one-dimensional."""
@@ -236,15 +240,15 @@ class Compact(Masked):
         return packed.values.detach()
 
     def _held(self, layer: Layer) -> Packed | None:
-        """The packed layer, in the order in which its weight lies in memory now."""
+        """The packed layer, in the order and on the device in which its weight lies now."""
         packed = self.packed.get(layer.key)
-        if packed is None or packed.strides == layer.weight.stride():
+        if packed is None or packed.lies_as(layer.weight):
             return packed
-        return self._reorder(layer, packed)
+        return self._follow(layer, packed)
 
     @torch.no_grad()
-    def _reorder(self, layer: Layer, old: Packed) -> Packed:
-        """Follow a weight that lies in another order: ``model.to(memory_format=...)``."""
+    def _follow(self, layer: Layer, old: Packed) -> Packed:
+        """Pack anew a weight that was moved: ``model.to(memory_format=...)``, ``model.cuda()``."""
         if not can_pack(layer):
             raise RuntimeError(
                 f"the weight {layer.name!r} was given memory with strides {layer.weight.stride()}, "
@@ -253,11 +257,12 @@ class Compact(Masked):
             )
         weight, entries = layer.weight, list(self._entries(layer))
         before = torch.empty_strided(weight.shape, old.strides, device="meta")
-        self._repack(layer, positions(flat(layer.mask, weight)))
+        self._repack(layer, positions(flat(layer.mask, weight)).to(weight.device))
         packed = self.packed[layer.key]
         for key, value, _ in entries:
             whole = value.new_zeros(layer.numel).index_copy_(0, old.index, value)
-            self.inner.state[weight][key] = at(flat(unflat(whole, before), weight), packed)
+            moved = flat(unflat(whole, before), weight).to(weight.device)
+            self.inner.state[weight][key] = at(moved, packed)
         return packed
 
     # --- a new topology ---------------------------------------------------------------------------
