@@ -1,8 +1,9 @@
-"""What docs/choosing.md and docs/reproduction.md say in words is what the data files give."""
+"""What the pages say in words about measurements is what the data files give."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import statistics
 from pathlib import Path
@@ -40,6 +41,28 @@ def points(network: str, sparsity: float) -> dict[str, float]:
         for name in sparseopt.available()
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def rows(file: str) -> list[dict[str, Any]]:
+    return json.loads((DOCS.parent / "benchmarks" / "results" / file).read_text())["rows"]
+
+
+def sparselab_ahead(file: str) -> set[tuple[int, float]]:
+    """Batch sizes and sparsities at which its step is shorter than ours, updates included."""
+    return {
+        (row["batch"], row["sparsity"])
+        for row in rows(file)
+        if row["speedup"]["sparselab"]["ratio"] > row["speedup"]["sparse"]["ratio"]
+    }
+
+
+def totals(optimizer: str) -> dict[float, float]:
+    """Step and hooks over those of the dense optimizer under compact storage, by sparsity."""
+    return {
+        row["sparsity"]: row["total"]["ratio"]
+        for row in rows("speed.json")
+        if (row["optimizer"], row["storage"]) == (optimizer, "compact")
+    }
 
 
 def by_distribution(**wanted: Any) -> dict[str, float]:
@@ -119,3 +142,61 @@ def test_which_dynamic_topologies_beat_the_static_one():
     mlp, cnn = points("mlp", 0.98), points("cnn", 0.98)
     assert all(mlp[name] > mlp["static"] for name in (*moving, "rigl"))
     assert all(cnn[name] > cnn["static"] for name in moving) and cnn["rigl"] < cnn["static"]
+
+
+def test_sparselab_is_ahead_in_short_steps_of_the_mlp_and_at_the_highest_sparsity_of_the_block():
+    says(
+        "faq.md",
+        "Where sparselab is ahead, a step is so short that Python's part of it counts",
+        "In a transformer block sparselab is ahead at the highest sparsity at every batch size",
+    )
+    says("sparse-compute.md", "at the highest sparsity sparselab is ahead")
+    assert {batch for batch, _ in sparselab_ahead("compute.json")} <= {8, 32}
+    assert {(batch, 0.99) for batch in (8, 32, 128, 512)} <= sparselab_ahead("compute-block.json")
+    assert {sparsity for _, sparsity in sparselab_ahead("compute-block.json")} <= {0.97, 0.99}
+
+
+def test_the_ratios_of_the_block_are_smaller_than_those_of_the_mlp():
+    says("sparse-compute.md", "so that ratios are smaller than the MLP's")
+    mlp, block = (
+        {
+            (row["batch"], row["sparsity"]): row["speedup"]["sparse"]["ratio"]
+            for row in rows(file)
+            if row["optimizer"] == "SGD momentum"
+        }
+        for file in ("compute.json", "compute-block.json")
+    )
+    assert all(block[place] < mlp[place] for place in block)
+
+
+def test_aims_of_sparse_compute_were_missed_at_batch_8_alone(monkeypatch):
+    says("sparse-compute.md", "Aims were missed at batch 8 alone")
+    monkeypatch.syspath_prepend(DOCS)
+    computing = from_docs("computing")
+    reached = computing.reached()
+    missed = {
+        batch
+        for batch, wanted in computing.AIMS.items()
+        for sparsity, aim in wanted.items()
+        if reached[batch, sparsity] < aim
+    }
+    assert missed == {8}
+
+
+def test_compact_steps_win_at_high_sparsity_with_sgd_and_from_moderate_sparsity_with_adam():
+    says("faq.md", "stepping on the active values alone wins at high sparsity only")
+    says("faq.md", "the rule is heavy, and it wins from moderate sparsity on")
+    for optimizer in ("SGD momentum", "AdamW fused"):
+        found = totals(optimizer)
+        assert found[0.8] > 1 > found[0.98]
+    assert totals("AdamW foreach")[0.7] < 1
+
+
+def test_exact_zeros_slow_adam_down_where_weights_are_masked():
+    says("storage.md", "Masked AdamW is *slower* than dense AdamW with torch's default kernels")
+    says("faq.md", "under AdamW foreach in the step too")
+    assert all(
+        row["step"]["ratio"] > 1.5
+        for row in rows("speed.json")
+        if (row["optimizer"], row["storage"]) == ("AdamW foreach", "masked")
+    )
