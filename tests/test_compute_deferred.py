@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.nn import functional as F
 
-from sparseopt.storage.deferred import Deferred
+from sparseopt.storage import deferred
+from sparseopt.storage.deferred import Deferred, defer, settle, stamp
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
 
@@ -319,3 +320,19 @@ def test_who_writes_a_weight_writes_over_its_newest_values(write: str) -> None:
         results.append((model, outputs))
     torch.testing.assert_close(results[0][1], results[1][1], **EXACT)
     assert_same(results[0][0], results[1][0])
+
+
+def test_a_weight_that_another_thread_has_written_meanwhile_keeps_its_stamp(monkeypatch) -> None:
+    weight, ordinary = nn.Parameter(torch.zeros(2, 3)), deferred.untouched
+    if not defer(weight, "weight", torch.ones(1), torch.tensor([4])):
+        pytest.skip("this torch cannot lock memory")
+    expected = stamp(weight)
+
+    def after_the_other() -> Any:
+        monkeypatch.setattr(deferred, "untouched", ordinary)
+        settle(weight)
+        return ordinary()
+
+    monkeypatch.setattr(deferred, "untouched", after_the_other)
+    assert stamp(weight) == expected
+    assert not isinstance(weight, Deferred) and float(weight.sum()) == 1.0

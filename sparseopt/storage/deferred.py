@@ -164,7 +164,9 @@ def unwatched() -> Iterator[None]:
 
 def stamp(weight: Tensor) -> tuple[int, int]:
     """Changes with every write that autograd counts, and with the memory."""
-    if type(weight) is not Deferred:
+    # asked for once: another thread may settle the weight at any time
+    awaited = getattr(weight, "awaited", None) if type(weight) is Deferred else None
+    if awaited is None:
         return weight._version, weight.data_ptr()
     with untouched():
-        return weight._version, weight.awaited[2][0]
+        return weight._version, awaited[2][0]
