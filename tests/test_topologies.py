@@ -184,7 +184,7 @@ def test_constant_fan_in_gives_every_row_the_same_number(rows, rest, data):
 
 
 def test_constant_fan_in_refuses_a_count_that_rows_cannot_share():
-    with pytest.raises(ValueError, match="7 active weights of 'fc'.*3 rows; 6 can"):
+    with pytest.raises(ValueError, match="shared equally by 3 rows; 6 can: .*distribution.*srigl"):
         constant_fan_in(layer_of(3, 5), 7, rng())
 
 

@@ -70,7 +70,10 @@ def report(
     """
     found = sparse_optimizer(opt) if isinstance(opt, Optimizer) else None
     if found is None:
-        raise TypeError(f"opt={opt!r} must be a SparseOptimizer: the report is about its topology")
+        raise TypeError(
+            f"opt= is of type {type(opt).__name__}: it must be a SparseOptimizer, whose topology "
+            "the report is about"
+        )
     target = _checked(path)
     if isinstance(pictures, bool) or not isinstance(pictures, int) or pictures < 0:
         raise ValueError(f"pictures={pictures!r} must be a whole number, 0 or more")

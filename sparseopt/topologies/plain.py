@@ -70,7 +70,8 @@ def constant_fan_in(layer: Layer, nnz: int, generator: torch.Generator) -> Tenso
     if nnz % rows:
         raise ValueError(
             f"constant_fan_in: {nnz} active weights of {layer.name!r} cannot be shared equally by "
-            f"{rows} rows; {nnz // rows * rows} can"
+            f"{rows} rows; {nnz // rows * rows} can: pass a distribution with such counts, or take "
+            "algo='srigl', which rounds them"
         )
     one = torch.ones(fan_in, dtype=torch.bool)
     mask = torch.stack([choose(one, nnz // rows, generator) for _ in range(rows)])
