@@ -232,6 +232,21 @@ def test_what_is_multiplied_densely_says_why() -> None:
     assert wrap(network(), "dense").products["0.weight"] == "dense: compute='dense'"
 
 
+def test_a_layer_that_could_be_sparse_says_why_it_was_multiplied_densely(monkeypatch) -> None:
+    def why(compute: Any, filled: bool = False) -> str:
+        model = network()
+        optimizer = wrap(model, compute, distribution="uniform")
+        if filled:
+            model[0].weight.data.fill_(1.0)
+        model(torch.ones(2, 20))
+        return optimizer.products["0.weight"]
+
+    assert why(lambda layer, rows: False) == "dense: dense products were chosen"
+    assert why("sparse", filled=True) == "dense: inactive weights are not zero"
+    monkeypatch.setattr("sparseopt.compute.engine.pays", lambda *about: False)
+    assert why("auto") == "dense: dense products were measured to be faster"
+
+
 def test_torch_func_and_forward_mode_are_followed() -> None:
     model = network()
     optimizer = wrap(model)

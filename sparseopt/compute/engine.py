@@ -145,21 +145,21 @@ class Engine(Watcher):
 
     def structure(
         self, layer: Layer, module: nn.Linear, values: Tensor, lower: torch.dtype | None = None
-    ) -> Structure | None:
-        """What to multiply by; None where the dense weight is the better or the only choice.
+    ) -> Structure | str:
+        """What to multiply by; a word on it where the dense weight is the better or only choice.
 
         ``lower`` is the precision that autocast would give the dense product.
         """
         if self.choose is not None and not self.choose(layer, values.numel() // values.shape[-1]):
-            return None
+            return "dense products were chosen"
         packed = self.storage.current(layer)
         if packed is None:
-            return None
+            return "inactive weights are not zero"
         structure = self.structures.get(layer.key)
         if structure is None or structure.packed is not packed:
             structure = self.structures[layer.key] = Structure(packed, layer.weight)
         if self.choose is None and not pays(layer, structure, module, values, lower):
-            return None
+            return "dense products were measured to be faster"
         if layer.key not in self.traced:
             self.storage.deferring.add(layer.key)
         return structure

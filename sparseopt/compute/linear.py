@@ -165,8 +165,8 @@ class Forward:
         self, module: nn.Linear, engine: Engine, input: Tensor, lower: torch.dtype | None = None
     ) -> Tensor | None:
         structure = engine.structure(self.layer, module, input, lower)
-        if structure is None:
-            self.obstacle = "dense products were chosen, or inactive weights are not zero"
+        if isinstance(structure, str):
+            self.obstacle = structure
             return None
         stay = self._goes_to_sparse() and not module._forward_hooks
         return Product.apply(input, module.weight, module.bias, structure, engine, stay)
