@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py          # half a minute
 
-The network of speed.py (25.2 M weights, 96 MB in float32), AdamW, RigL, S = 0.9. Each row comes
+The network of speed.py (25.2 M weights, 96 MiB in float32), AdamW, RigL, S = 0.9. Each row comes
 from a process of its own, in which freed memory goes back to the system at once: the mark of its
 highest resident memory is reset, the work done, the mark read again. ``held`` is what the optimizer
 and its masks and indices hold between steps, ``gradients`` what is held from backward to

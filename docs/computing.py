@@ -96,11 +96,11 @@ def aims() -> str:
 
 
 def memory() -> str:
-    """Megabytes that a training step needs beyond what is held before it."""
+    """MiB that a training step needs beyond what is held before it."""
     rows = results("compute-memory.json")["rows"]
     names = {"dense": "dense AdamW", "fused": "fused", "sparse": "sparseopt"}
     names |= {"sparselab": "sparselab"}
-    lines = [f"| MB | {' | '.join(names.values())} |", "|---" * (1 + len(names)) + "|"]
+    lines = [f"| MiB | {' | '.join(names.values())} |", "|---" * (1 + len(names)) + "|"]
     for row in rows:
         cells = [f"{row['megabytes'][name]:.1f}" for name in names]
         lines.append(f"| S = {row['sparsity']}, batch {row['batch']} | {' | '.join(cells)} |")

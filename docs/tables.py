@@ -138,11 +138,11 @@ def faster(rows: list[dict[str, Any]], key: str) -> tuple[str, str]:
 
 
 def memory() -> str:
-    """Megabytes held and needed at the peak, a row for each storage."""
+    """MiB held and needed at the peak, a row for each storage."""
     rows = json.loads((RESULTS / "memory.json").read_text())["megabytes"]
     heads = ("held", "gradients", "backward", "step")
     heads += ("backward before an update", "step with an update")
-    lines = [f"| MB | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    lines = [f"| MiB | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for name, row in rows.items():
         lines.append(f"| {name} | {' | '.join(str(row.get(head, '-')) for head in heads)} |")
     return "\n".join(lines)
