@@ -344,3 +344,11 @@ def test_wrong_arguments_are_refused_before_anything_changes() -> None:
         SparseOptimizer(lbfgs, model=model, compute="sparse")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any("forward" in m.__dict__ for m in model.modules())
+
+
+def test_the_output_projection_of_attention_says_that_its_module_is_not_called() -> None:
+    attention = nn.MultiheadAttention(16, 2, batch_first=True)
+    optimizer = wrap(attention, distribution="uniform")
+    values = torch.ones(2, 3, 16)
+    attention(values, values, values)
+    assert optimizer.products["out_proj.weight"] == "dense: its module was not called yet"

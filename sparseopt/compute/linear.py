@@ -142,7 +142,7 @@ class Forward:
         self.module = weakref.ref(module)
         self.engine = weakref.ref(engine)
         self.layer = layer
-        self.obstacle: str | None = "no forward pass yet"
+        self.obstacle: str | None = "its module was not called yet"
 
     @torch.compiler.disable
     def __call__(self, input: Tensor) -> Tensor:
