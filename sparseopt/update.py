@@ -84,10 +84,10 @@ def plan(
 def change(layer: Layer, masks: Sequence[Tensor], reset: bool) -> Change:
     """Compare the topology before an update with its stages: settled, kept by the drop, active."""
     settled, kept, active = masks
-    rested = settled is layer.mask  # so that nothing else was kept
-    survived = kept if rested else layer.mask & kept
     # pruned by the first stage and grown by the second: new, even though it was active before
-    carried = survived if reset else layer.mask & settled
+    carried = kept if reset else settled
+    if settled is not layer.mask:  # the first stage may have grown weights too
+        carried = carried & layer.mask
     fresh = active > carried  # active, and not carried
     before, after = of_active(layer, kept), of_active(layer, active)
     lasting = count(before)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layer
-from ..storage.compact import Packed
+from ..storage.compact import scatter
 from .linear import Product, Watcher
 from .structure import Structure
 
@@ -87,12 +87,13 @@ def measure(
     that was multiplied densely. The least of five: a busy machine only ever adds to it.
     """
     seconds: tuple[list[float], list[float]] = ([], [])
+    index = structure.packed.index
     with torch.set_grad_enabled(training):
         weight = module.weight.detach().clone().requires_grad_(training)
         inputs = values.detach().requires_grad_(training)
         for _ in range(ROUNDS + 1):  # the first round warms up
             seconds[0].append(timed(lambda: sparse_product(inputs, weight, structure), weight))
-            dense = timed(lambda: dense_product(inputs, weight, dtype), weight, structure.packed)
+            dense = timed(lambda: dense_product(inputs, weight, dtype), weight, index)
             seconds[1].append(dense)
     return min(seconds[0][1:]), min(seconds[1][1:])
 
@@ -106,21 +107,20 @@ def dense_product(inputs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return nn.functional.linear(inputs.to(dtype), weight.to(dtype))
 
 
-def timed(product: Callable[[], Tensor], weight: Tensor, written: Packed | None = None) -> float:
+def timed(product: Callable[[], Tensor], weight: Tensor, written: Tensor | None = None) -> float:
     weight.grad = None
     begin = time.perf_counter()
     outputs = product()
     if outputs.requires_grad:
         outputs.backward(torch.ones_like(outputs))
         if written is not None:
-            take_and_write(weight, written.index)
+            take_and_write(weight, written)
     return time.perf_counter() - begin
 
 
 @torch.no_grad()
 def take_and_write(weight: Tensor, index: Tensor) -> None:
     """Gather the active entries of gradient and weight, and write those of the weight."""
-    entries = weight.view(-1)
     if weight.grad is not None:
         weight.grad.view(-1).index_select(0, index)
-    entries.scatter_(0, index, entries.index_select(0, index))
+    scatter(weight.detach(), index, weight.view(-1).index_select(0, index))
