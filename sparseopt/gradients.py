@@ -33,7 +33,7 @@ from .storage.active_gradient import (
     is_packable,
     pack,
 )
-from .storage.deferred import untouched
+from .storage.watched import untouched
 from .storage.zeroing import zero_at_sentinels, zero_inactive
 from .windows import Window, in_a_process_group
 

@@ -25,7 +25,7 @@ from .pools import Pool, check_length, check_names
 from .progress import check_whole
 from .shards import shard_like
 from .storage import Compact, choose_storage
-from .storage.deferred import untouched
+from .storage.watched import release_all, untouched
 from .wrapper import check_inner
 
 __all__ = ["SparseOptimizer"]
@@ -155,7 +155,9 @@ class SparseOptimizer(Persistence):
     def _found(self, first: int) -> list[Layer]:
         if first and self._model is not None and (model := self._model()) is not None:
             self._selection.know(wrapped(model))  # it may have grown since
-        return self._selection.layers(self._inner.param_groups, first)
+        found = self._selection.layers(self._inner.param_groups, first)
+        release_all([layer.weight for layer in found])  # from what another optimizer made of them
+        return found
 
     def _start(self, found: Sequence[Layer]) -> None:
         """Give new layers their masks; everything is checked before anything is changed."""

@@ -12,6 +12,8 @@ import pytest
 import stack_records
 import torch
 
+from sparseopt.storage import compact, watched
+
 # Programs to be changed by diffs; test_third_party.py runs them.
 collect_ignore = ["third_party"]
 
@@ -34,6 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", stack_records.MARKER)
     if config.option.stacks:
         config.pluginmanager.register(stack_records.Recorder(config.option.stacks))
+
+
+@pytest.fixture(autouse=True)
+def watching(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small weights are watched as large ones are, whatever an earlier test has compiled."""
+    monkeypatch.setattr(compact, "WORTH_WATCHING", 0)
+    watched.compiled.clear()
 
 
 @pytest.fixture(scope="session")

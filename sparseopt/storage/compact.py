@@ -19,12 +19,15 @@ from ..layers import Layer
 from ..positions import compress, count, positions
 from ..update import Change
 from .active_gradient import active_values
-from .deferred import Deferred, defer, settle, stamp, untouched
+from .deferred import Deferred, defer, settle, stamp
 from .masked import Masked
 from .state import AFTER, BEFORE, mean_of, run_hooks, runs_more, without_hooks
+from .watched import Watch, is_watched, untouched
 from .zeroing import INTEGERS, flat, memory_order
 
 __all__ = ["Compact", "can_pack"]
+
+WORTH_WATCHING = 1 << 15  # entries of a weight; to read fewer takes no longer than to ask
 
 
 @dataclass
@@ -43,6 +46,12 @@ class Packed:
     def awaited_by(self, weight: Tensor) -> bool:
         """Whether the weight has been read by nobody, and so written by nobody, since the step."""
         return isinstance(weight, Deferred) and self.seen == stamp(weight)
+
+    def unwritten(self, weight: Tensor) -> bool:
+        """Whether nobody can have written the weight since the step that left these values."""
+        if self.awaited_by(weight):
+            return True
+        return is_watched(weight) and self.left == stamp(weight)
 
     def lies_as(self, weight: Tensor) -> bool:
         """Whether the weight lies in memory as it did: in the same order, on the same device."""
@@ -69,6 +78,7 @@ class Compact(Masked):
         self.inside: list[Layer] = []
         self.deferring: set[tuple[int, int]] = set()  # layers written when somebody reads them
         self.stepping = False
+        self.watch = Watch()
 
     # --- around a step ----------------------------------------------------------------------------
 
@@ -121,7 +131,7 @@ class Compact(Masked):
         if grad is None:
             packed.left = None  # no step will look at what was written through weight.data
         else:
-            if not packed.awaited_by(weight):  # written through weight.data, it would not tell
+            if not packed.unwritten(weight):
                 self.write_back(layer)
                 gather(weight.detach(), weight, packed.index, packed.values.detach())
             packed.values.grad = active_values(grad, packed.index)
@@ -158,6 +168,8 @@ class Compact(Masked):
             if not self._defer(layer, packed):
                 settle(layer.weight)
                 scatter(layer.weight.detach(), packed.index, packed.values.detach())
+                if layer.numel >= WORTH_WATCHING:
+                    self.watch.add(layer.key, layer.weight)
             if packed.seen is not None:
                 packed.seen = stamp(layer.weight)
             packed.left = stamp(layer.weight)
@@ -235,7 +247,7 @@ class Compact(Masked):
         packed, weight = self._held(layer), layer.weight
         if packed is None or packed.index is not layer.index or packed.values.dtype != weight.dtype:
             return None
-        if packed.left != stamp(weight):
+        if not packed.unwritten(weight):
             gather(weight.detach(), weight, packed.index, packed.values.detach())
         return packed.values.detach()
 

@@ -15,21 +15,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["Deferred", "can_defer", "defer", "settle", "stamp", "untouched"]
+from .watched import Watched, is_alone, untouched
 
-untouched = torch._C.DisableTorchFunctionSubclass
+__all__ = ["Deferred", "can_defer", "defer", "settle", "stamp"]
+
 lock = getattr(torch._C, "_set_storage_data_ptr_access_error_msg", None)
 unlock = getattr(torch._C, "_clear_storage_data_ptr_access_error_msg", None)
-holders = getattr(torch._C, "_storage_Use_Count", None)
 settling = threading.RLock()
-ALONE = 2  # holders of memory that is the parameter's only: the parameter, and its storage object
 
 MESSAGE = (
     "the newest values of the weight {name!r} are held by its SparseOptimizer, which computes "
@@ -38,57 +37,25 @@ MESSAGE = (
 )
 
 
-class Deferred(nn.Parameter):
+class Deferred(Watched):
     """A parameter whose values are still to be written; an ordinary one as soon as it is read."""
 
     awaited: tuple[Tensor, Tensor, tuple[int, int]]  # values, their positions, where the memory is
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func not in HARMLESS and settle_all((args, kwargs)):
-            return func(*args, **kwargs)
-        with untouched():
-            return func(*args, **kwargs)
+    def only_reads(cls, func: Any, types: Any) -> bool:
+        return False  # what reads has to find the values
 
-    def _use_count(self) -> int:
-        settle(self)  # torch.utils.swap_tensors asks before it swaps class and memory
-        return self._use_count()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def release(self) -> None:
+        """Write the values, and become an ordinary parameter."""
         settle(self)
-        return nn.Parameter.__deepcopy__(self, memo)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        settle(self)
-        return self.__reduce_ex__(protocol)  # as the ordinary parameter that it is now
-
-
-def attribute(name: str) -> list[Any]:
-    descriptor = getattr(torch.Tensor, name)
-    return [getattr(descriptor, way) for way in ("__get__", "__set__", "__delete__")]
-
-
-HARMLESS = {
-    # what asks for no values: training loops look these up in every step
-    *attribute("grad"),
-    *(attribute(name)[0] for name in ("shape", "dtype", "device", "ndim", "layout", "is_sparse")),
-    *(attribute(name)[0] for name in ("requires_grad", "is_leaf", "grad_fn", "_version")),
-    *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.stride),
-    *(torch.Tensor.is_contiguous, torch.Tensor.is_floating_point, torch.Tensor.is_complex),
-}
 
 
 def can_defer(weight: Tensor) -> bool:
     """Whether nobody but the parameter holds its memory, and this torch can lock it."""
-    if type(weight) is not nn.Parameter or not (weight.is_cpu and weight.is_contiguous()):
+    if lock is None or unlock is None or not weight.is_contiguous():
         return False
-    if lock is None or unlock is None or holders is None:
-        return False
-    memory = weight.untyped_storage()
-    return holders(memory._cdata) == ALONE and not memory.is_shared()
+    return is_alone(weight)
 
 
 def defer(weight: Tensor, name: str, values: Tensor, index: Tensor) -> bool:
@@ -106,8 +73,10 @@ def defer(weight: Tensor, name: str, values: Tensor, index: Tensor) -> bool:
     if type(weight) is not Deferred:
         if not can_defer(weight):
             return False
-        memory = weight.untyped_storage()
-        weight.awaited = values, index, (weight.data_ptr(), memory._cdata)  # type: ignore[attr-defined]
+        with untouched():
+            memory = weight.untyped_storage()
+            where = weight.data_ptr(), memory._cdata
+        weight.awaited = values, index, where  # type: ignore[attr-defined]
         lock(memory._cdata, MESSAGE.format(name=name))  # type: ignore[misc]
         weight.__class__ = Deferred
     torch.autograd.graph.increment_version(weight)
@@ -135,15 +104,6 @@ def settle(weight: Tensor) -> bool:
     return True
 
 
-def settle_all(given: Any) -> bool:
-    """The same for all among these arguments."""
-    if isinstance(given, (list, tuple)):
-        return any([settle_all(one) for one in given])  # all of them, not the first only
-    if isinstance(given, dict):
-        return any([settle_all(one) for one in given.values()])
-    return isinstance(given, Deferred) and settle(given)
-
-
 @contextlib.contextmanager
 def unwatched() -> Iterator[None]:
     """Outside of traces, fake tensors and ``torch.func``: they would take it for theirs."""
@@ -166,7 +126,5 @@ def stamp(weight: Tensor) -> tuple[int, int]:
     """Changes with every write that autograd counts, and with the memory."""
     # asked for once: another thread may settle the weight at any time
     awaited = getattr(weight, "awaited", None) if type(weight) is Deferred else None
-    if awaited is None:
-        return weight._version, weight.data_ptr()
     with untouched():
-        return weight._version, awaited[2][0]
+        return weight._version, weight.data_ptr() if awaited is None else awaited[2][0]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..layers import Layer
 from ..shards import is_sharded, local
 from .active_gradient import ActiveGradient, holds_active_only, of_values
+from .watched import Watched
 
 __all__ = ["INTEGERS", "flat", "memory_order", "zero_at_sentinels", "zero_inactive"]
 
@@ -44,7 +45,7 @@ def zero_inactive(values: Tensor, mask: Tensor) -> Tensor:
         zero_inactive(of_values(values), mask.reshape(-1).index_select(0, values.held.index))
         return values
     whole = INTEGERS.get(values.dtype)
-    plain = type(values) in (Tensor, nn.Parameter) and values.device.type == "cpu"
+    plain = type(values) in (Tensor, nn.Parameter, Watched) and values.device.type == "cpu"
     if whole is None or not plain or torch.compiler.is_compiling():
         return values.masked_fill_(~mask, 0.0)
     bits, keep = values.view(whole), mask.view(torch.int8)
