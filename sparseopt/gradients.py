@@ -33,8 +33,8 @@ from .storage.active_gradient import (
     is_packable,
     pack,
 )
-from .storage.watched import untouched
 from .storage.zeroing import zero_at_sentinels, zero_inactive
+from .watched import untouched
 from .windows import Window, in_a_process_group
 
 __all__ = ["Hooks", "mask_gradient", "refuse_gradients"]

@@ -25,7 +25,7 @@ from .pools import Pool, check_length, check_names
 from .progress import check_whole
 from .shards import shard_like
 from .storage import Compact, choose_storage
-from .storage.watched import release_all, untouched
+from .watched import release_all, untouched
 from .wrapper import check_inner
 
 __all__ = ["SparseOptimizer"]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .positions import count, true_entries
 from .select import top_k
+from .watched import untouched
 
 if TYPE_CHECKING:
     from .layers import Layer
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["best_of_many"]
 
 FEWEST = 1 << 16  # entries of a layer; fewer are ranked at once
-CHUNK = 1 << 17  # entries whose scores are looked at together
+CHUNK = 1 << 18  # entries whose scores are looked at together
 WINDOWS, WIDTH = 256, 128  # places that are sampled, and entries at each: neighbours are alike
 SURE = 4.0  # standard deviations of the sample
 MOST = 0.1  # of all entries may be listed; it does not pay to list more
@@ -122,7 +123,8 @@ def scores_at(
 ) -> np.ndarray[Any, Any]:
     """What the entries in one part of the layer are worth."""
     gradient = None if layer.gradient is None else part(layer.gradient)
-    weight = part(layer.weight.detach())
+    with untouched():  # only read
+        weight = part(layer.weight.detach())
     worth = score(SimpleNamespace(name=layer.name, weight=weight, gradient=gradient), context)
     if worth.dtype not in (torch.float32, torch.float64):  # as the ranking does
         worth = worth.float() if worth.is_floating_point() else worth.double()

@@ -12,7 +12,8 @@ import pytest
 import stack_records
 import torch
 
-from sparseopt.storage import compact, watched
+from sparseopt import watched
+from sparseopt.storage import compact
 
 # Programs to be changed by diffs; test_third_party.py runs them.
 collect_ignore = ["third_party"]

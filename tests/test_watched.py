@@ -12,8 +12,9 @@ from common import assert_same, inner_named, loss_of, mlp, sparse, train
 from torch import nn
 from torch.nn import functional as F
 
-from sparseopt.storage import compact, watched
-from sparseopt.storage.watched import Watched
+from sparseopt import watched
+from sparseopt.storage import compact
+from sparseopt.watched import Watched
 
 pytestmark = pytest.mark.skipif(watched.holders is None, reason="this torch does not count holders")
 
@@ -239,3 +240,34 @@ def test_another_optimizer_takes_over_watched_weights():
     other = sparse(model, inner_named("adamw")(model.parameters()), "set", storage="compact")
     assert type(other._storage) is compact.Compact
     train(model, other, 3)
+
+
+@pytest.mark.parametrize("algo", ["set", "rigl", "mest_g"])
+def test_after_an_update_the_values_are_known_without_reading(algo, monkeypatch):
+    ends, taken, gather = [], [], compact.gather
+
+    def counted(source, like, *others):
+        taken.append(source.data_ptr() == like.data_ptr())  # the weight itself, not its gradient
+        gather(source, like, *others)
+
+    monkeypatch.setattr(compact, "gather", counted)
+    for storage in ("masked", "compact"):
+        model = mlp()
+        inner = inner_named("sgd")(model.parameters())
+        optimizer = sparse(model, inner, algo, storage=storage, update_every=4)
+        train(model, optimizer, 1)
+        taken.clear()
+        train(model, optimizer, 14)
+        ends.append(model.state_dict())
+    assert optimizer.history and taken and not any(taken)
+    assert_same(*ends)
+
+
+def test_an_update_ranks_what_was_written_through_data_since_the_step():
+    ends = []
+    for model, optimizer in pair():
+        model[0].weight.data.mul_(torch.arange(model[0].weight.numel()).view_as(model[0].weight))
+        optimizer.update_topology()
+        train(model, optimizer, 2)
+        ends.append((optimizer.masks, dict(model.state_dict())))
+    assert_same(*ends)

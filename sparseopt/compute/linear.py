@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layer
-from ..storage.watched import untouched
+from ..watched import untouched
 
 if TYPE_CHECKING:
     from .engine import Engine

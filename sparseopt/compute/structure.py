@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..storage.active_gradient import ActiveGradient, Held
 from ..storage.compact import Packed
-from ..storage.watched import untouched
+from ..watched import untouched
 
 __all__ = ["Structure"]
 

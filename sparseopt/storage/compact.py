@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 from ..layers import Layer
 from ..positions import compress, count, positions
 from ..update import Change
+from ..watched import Watch, is_watched, release_all, untouched
 from .active_gradient import active_values
 from .deferred import Deferred, defer, settle, stamp
 from .masked import Masked
 from .state import AFTER, BEFORE, mean_of, run_hooks, runs_more, without_hooks
-from .watched import Watch, is_watched, untouched
 from .zeroing import INTEGERS, flat, memory_order
 
 __all__ = ["Compact", "can_pack"]
@@ -304,10 +304,19 @@ class Compact(Masked):
 
     @torch.no_grad()
     def carry_out(self, change: Change, grown_state: str) -> None:
-        self.write_back(change.layer)
-        if not self.is_clean(change.layer):
-            self.mask_weights(change.layer)
-        super().carry_out(change, grown_state)
+        layer, weight = change.layer, change.layer.weight
+        self.write_back(layer)
+        if not self.is_clean(layer):
+            self.mask_weights(layer)
+        old = self.packed.get(layer.key)
+        known = old is not None and old.unwritten(weight)
+        with untouched():
+            super().carry_out(change, grown_state)
+        new = self.packed.get(layer.key)
+        if old is not None and new is not None and known:  # what it writes is known as well
+            new.left = stamp(weight)
+        elif known:
+            release_all([weight])
 
     def _move_state(self, change: Change, grown_state: str) -> Tensor | None:
         """Carry the state of survivors to their new places; give grown weights a neutral one."""
@@ -320,19 +329,25 @@ class Compact(Masked):
         self._repack(layer, index)
         new = self.packed.get(layer.key)
         source, target = positions(kept), positions(survived)
-        fresh = positions(at(flat(change.fresh, weight), new))
-        for key, value, neutral in entries:
+        # some may have been there and start again
+        restart = change.regrown > 0 and count(change.fresh) + len(target) > len(index)
+        started = at(flat(change.fresh, weight), new) if restart else ~survived
+        fresh = positions(started)
+
+        def carried(value: Tensor, neutral: float) -> Tensor:
             moved = value.new_full((layer.nnz,), neutral)
             scatter(moved, target, flat(value, weight).index_select(0, source))
+            return moved.index_fill_(0, fresh, neutral) if restart else moved
+
+        for key, value, neutral in entries:
+            moved = carried(value, neutral)
             if grown_state == "mean" and neutral == 0.0:
-                survivors = torch.ones_like(moved, dtype=torch.bool).index_fill_(0, fresh, False)
-                moved.index_fill_(0, fresh, mean_of(moved, survivors))
-            elif len(fresh) + len(target) > layer.nnz:  # some had been there and start again
-                moved.index_fill_(0, fresh, neutral)
+                moved.index_fill_(0, fresh, mean_of(moved, ~started))
             self.inner.state[weight][key] = unflat(moved, weight) if new is None else moved
         if old is None or new is None:
             return None
-        return torch.cat([compress(old.index, ~kept), new.index.index_select(0, fresh)])
+        new.values.copy_(carried(old.values.detach(), 0.0))
+        return torch.cat([compress(old.index, ~kept), compress(index, started)])
 
     def _entries(self, layer: Layer) -> Iterator[tuple[str, Tensor, float]]:
         packed = self.packed.get(layer.key)

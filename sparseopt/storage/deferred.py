@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .watched import Watched, is_alone, untouched
+from ..watched import Watched, is_alone, untouched
 
 __all__ = ["Deferred", "can_defer", "defer", "settle", "stamp"]
 

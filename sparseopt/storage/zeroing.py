@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ..layers import Layer
 from ..shards import is_sharded, local
+from ..watched import Watched, untouched
 from .active_gradient import ActiveGradient, holds_active_only, of_values
-from .watched import Watched
 
 __all__ = ["INTEGERS", "flat", "memory_order", "zero_at_sentinels", "zero_inactive"]
 
@@ -75,7 +75,8 @@ def zero_at_sentinels(values: Tensor, layer: Layer, turn: int) -> bool:
         values, weight, mask = local(values), local(weight), local(mask)
     if values.stride() != weight.stride() or values.is_sparse:
         return False
-    seen, active = sample(flat(values, weight), turn), sample(flat(mask, weight), turn)
+    with untouched():  # only read
+        seen, active = sample(flat(values, weight), turn), sample(flat(mask, weight), turn)
     return not bool(seen.ne(0).gt(active).any())
 
 

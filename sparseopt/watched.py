@@ -85,7 +85,10 @@ HARMLESS = {
     *attribute("grad"),
     *(attribute(name)[0] for name in ("shape", "dtype", "device", "ndim", "layout", "is_sparse")),
     *(attribute(name)[0] for name in ("requires_grad", "is_leaf", "grad_fn", "_version")),
+    *(attribute(name)[0] for name in ("is_cpu", "is_cuda", "itemsize", "nbytes")),
+    *(torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook),
     *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.stride),
+    *(torch.Tensor.nelement, torch.Tensor.element_size, torch.Tensor.get_device),
     *(torch.Tensor.is_contiguous, torch.Tensor.is_floating_point, torch.Tensor.is_complex),
 }
 
