@@ -233,9 +233,9 @@ def test_what_is_multiplied_densely_says_why() -> None:
 
 
 def test_a_layer_that_could_be_sparse_says_why_it_was_multiplied_densely(monkeypatch) -> None:
-    def why(compute: Any, filled: bool = False) -> str:
+    def why(compute: Any, filled: bool = False, **options: Any) -> str:
         model = network()
-        optimizer = wrap(model, compute, distribution="uniform")
+        optimizer = wrap(model, compute, distribution="uniform", **options)
         if filled:
             model[0].weight.data.fill_(1.0)
         model(torch.ones(2, 20))
@@ -243,6 +243,7 @@ def test_a_layer_that_could_be_sparse_says_why_it_was_multiplied_densely(monkeyp
 
     assert why(lambda layer, rows: False) == "dense: dense products were chosen"
     assert why("sparse", filled=True) == "dense: inactive weights are not zero"
+    assert why(lambda layer, rows: True, sparsity=0.0) == "dense: all weights are active"
     monkeypatch.setattr("sparseopt.compute.engine.pays", lambda *about: False)
     assert why("auto") == "dense: dense products were measured to be faster"
 

@@ -154,7 +154,7 @@ class Engine(Watcher):
             return "dense products were chosen"
         packed = self.storage.current(layer)
         if packed is None:
-            return "inactive weights are not zero"
+            return "all weights are active" if layer.dense else "inactive weights are not zero"
         structure = self.structures.get(layer.key)
         if structure is None or structure.packed is not packed:
             structure = self.structures[layer.key] = Structure(packed, layer.weight)

@@ -23,7 +23,7 @@ __all__ = ["ELEMENTWISE", "NEUTRAL", "Compact", "Masked", "choose_storage", "zer
 # below these densities, for networks of at least so many sparse weights. A light rule (SGD, fused
 # kernels) passes over memory so few times that gathering pays late.
 FEWEST_WEIGHTS = {"light": 1_000_000, "heavy": 1 << 16}
-HIGHEST_DENSITY = {"sgd": 0.2, "fused": 0.1, "heavy": 0.7}
+HIGHEST_DENSITY = {"sgd": 0.45, "fused": 0.35, "heavy": 0.9}
 
 
 def choose_storage(
