@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from sparseopt.storage import compact
+
 TIMEOUT = timedelta(seconds=60)
 
 
@@ -27,6 +29,7 @@ def in_processes(work: Callable[..., Any], folder: Path, *args: Any, world: int 
 def _member(rank: int, world: int, work: Callable[..., Any], folder: str, args: Any) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # 127.0.0.1 alone
     torch.set_num_threads(1)
+    compact.WORTH_WATCHING = 0  # small weights are watched as large ones are
     warnings.filterwarnings("error", module="sparseopt")
     # one store per group: a file left by an earlier one would be taken for its own
     store = f"file://{folder}/store"
