@@ -34,8 +34,6 @@ class Evolution(Progress):
             The record of the update; None if it waits for the next step.
         """
         self._bind()
-        for layer in self._layers:
-            self._storage.reread(layer)
         self._run.requested = True
         if any(pool.algorithm.needs_gradient for pool in self._pools):
             if not self._hooks.windows:
@@ -81,7 +79,7 @@ class Evolution(Progress):
     def _write_back(self) -> None:
         """Give deferred weights their current values before anything reads or replaces them."""
         for layer in self._layers:
-            self._storage.write_back(layer)
+            self._storage.write_back(layer, watch=True)
 
     def _keep_dense(self, changes: Sequence[Change]) -> None:
         """Copy all parameters if the network is dense now and about to be pruned."""

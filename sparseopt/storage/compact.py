@@ -168,8 +168,7 @@ class Compact(Masked):
             if not self._defer(layer, packed):
                 settle(layer.weight)
                 scatter(layer.weight.detach(), packed.index, packed.values.detach())
-                if layer.numel >= WORTH_WATCHING:
-                    self.watch.add(layer.key, layer.weight)
+                self._watch(layer)
             if packed.seen is not None:
                 packed.seen = stamp(layer.weight)
             packed.left = stamp(layer.weight)
@@ -201,8 +200,9 @@ class Compact(Masked):
             written from elsewhere and are not zero.
         """
         packed = self.packed.get(layer.key)
-        if packed is not None and packed.awaited_by(layer.weight):
-            return packed
+        if packed is not None and packed.seen == stamp(layer.weight):
+            if packed.unwritten(layer.weight):
+                return packed
         return self._reread(layer, self._held(layer))
 
     @torch.no_grad()
@@ -221,10 +221,15 @@ class Compact(Masked):
         return packed if zeros else None
 
     @torch.no_grad()
-    def write_back(self, layer: Layer) -> None:
-        """Give the weight the values that it has not got yet."""
-        settle(layer.weight)
+    def write_back(self, layer: Layer, watch: bool = False) -> None:
+        """Give the weight the values that it has not got yet; watch it if only we read it."""
+        if settle(layer.weight) and watch:
+            self._watch(layer)
         self._held(layer)
+
+    def _watch(self, layer: Layer) -> None:
+        if layer.numel >= WORTH_WATCHING:
+            self.watch.add(layer.key, layer.weight)
 
     def is_clean(self, layer: Layer) -> bool:
         packed = self.packed.get(layer.key)
@@ -310,11 +315,13 @@ class Compact(Masked):
             self.mask_weights(layer)
         old = self.packed.get(layer.key)
         known = old is not None and old.unwritten(weight)
+        zeros = old is not None and old.seen == stamp(weight)
         with untouched():
             super().carry_out(change, grown_state)
         new = self.packed.get(layer.key)
-        if old is not None and new is not None and known:  # what it writes is known as well
+        if known and old is not None and new is not None:  # what it writes is known as well
             new.left = stamp(weight)
+            new.seen = new.left if zeros else None
         elif known:
             release_all([weight])
 

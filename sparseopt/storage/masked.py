@@ -83,7 +83,7 @@ class Masked:
     def leave(self) -> None:
         """Give the model its tensors back between evaluations of a closure."""
 
-    def write_back(self, layer: Layer) -> None:
+    def write_back(self, layer: Layer, watch: bool = False) -> None:
         """The weight is where the values are."""
 
     def reread(self, layer: Layer) -> None:
