@@ -143,12 +143,9 @@ class Watch:
             Whether it will: not where others hold its memory, nor once ``torch.compile`` has
             compiled something, because compiled code tells nobody what it writes.
         """
-        starts = callbacks()
-        if starts is None or compiled.is_set() or not is_alone(weight):
+        if not (is_alone(weight) and (is_called_first() or call_first())):
             release_all([weight])
             return False
-        if release_watched not in starts:  # the first time, and after torch._dynamo.reset()
-            starts.append(release_watched)
         weight.__class__ = Watched
         self.weights[key] = weight
         return True
@@ -158,25 +155,36 @@ class Watch:
 
 
 watches: weakref.WeakSet[Watch] = weakref.WeakSet()
-compiled = threading.Event()  # as soon as torch.compile has compiled anything
+called = threading.Event()  # torch calls release_watched before it compiles
+over = threading.Event()  # it has done so
 
 
-def callbacks() -> list[Any] | None:
-    """What torch calls before it compiles."""
+def is_called_first() -> bool:
+    """Whether torch has compiled nothing yet, and will call us before it does."""
     handler = getattr(torch._dynamo, "callback_handler", None)
-    return getattr(handler, "start_callbacks", None)
+    return not over.is_set() and release_watched in getattr(handler, "start_callbacks", ())
+
+
+def call_first() -> bool:
+    """Have it call us; once: it forgets us where ``torch._dynamo`` is reset, and so is in use."""
+    handler = getattr(torch._dynamo, "callback_handler", None)
+    if handler is None or called.is_set():
+        return False
+    called.set()
+    handler.register_start_callback(release_watched)
+    return True
 
 
 def release_watched(*_: Any) -> None:
     """Make all of them ordinary, for good: compiled code is to meet ordinary parameters."""
-    compiled.set()
+    over.set()
     for one in watches:
         release_all(one.weights)
 
 
 def is_watched(weight: Tensor) -> bool:
     """Whether nobody can have written it since it was added, but for what autograd counts."""
-    return type(weight) is Watched and is_alone(weight)
+    return type(weight) is Watched and is_called_first() and is_alone(weight)
 
 
 def release_all(given: Any) -> bool:

@@ -43,7 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def watching(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small weights are watched as large ones are, whatever an earlier test has compiled."""
     monkeypatch.setattr(compact, "WORTH_WATCHING", 0)
-    watched.compiled.clear()
+    watched.called.clear()
+    watched.over.clear()
 
 
 @pytest.fixture(scope="session")

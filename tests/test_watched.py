@@ -224,8 +224,8 @@ def test_a_watched_weight_prints_as_a_parameter():
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiled_code_meets_ordinary_parameters():
     ends = []
+    torch._dynamo.reset()
     for model, optimizer in pair():
-        torch._dynamo.reset()
         fast = torch.compile(model, backend="eager", fullgraph=True)
         train(fast, optimizer, 2)
         assert type(model[0].weight) is nn.Parameter
