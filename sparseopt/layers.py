@@ -47,6 +47,7 @@ class Layer:
         values: The active weights at ``index``, while an update runs, where the storage has them.
         gradient: Dense gradient of the last step, while an update that asks for it runs.
         extras: Tensors of the weight's shape that a recipe keeps between updates; checkpointed.
+        ordinary: Whether its module wants an ordinary ``nn.Parameter`` at all times.
 
     Example:
         >>> layer = Layer("fc", torch.ones(2, 3), (0, 0))
@@ -65,6 +66,7 @@ class Layer:
         self.values: Tensor | None = None
         self.gradient: Tensor | None = None
         self.extras: dict[str, Tensor] = {}
+        self.ordinary = False
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from .pools import Pool, check_length, check_names
 from .progress import check_whole
 from .shards import shard_like
 from .storage import Compact, choose_storage
-from .watched import release_all, untouched
+from .watched import release_all, untouched, with_fast_paths
 from .wrapper import check_inner
 
 __all__ = ["SparseOptimizer"]
@@ -157,6 +157,10 @@ class SparseOptimizer(Persistence):
             self._selection.know(wrapped(model))  # it may have grown since
         found = self._selection.layers(self._inner.param_groups, first)
         release_all([layer.weight for layer in found])  # from what another optimizer made of them
+        if self._model is not None and (model := self._model()) is not None:
+            ordinary = with_fast_paths(wrapped(model))
+            for layer in found:
+                layer.ordinary = id(layer.weight) in ordinary
         return found
 
     def _start(self, found: Sequence[Layer]) -> None:

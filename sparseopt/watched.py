@@ -23,7 +23,15 @@ import torch._dynamo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Watch", "Watched", "is_alone", "is_watched", "release_all", "untouched"]
+__all__ = [
+    "Watch",
+    "Watched",
+    "is_alone",
+    "is_watched",
+    "release_all",
+    "untouched",
+    "with_fast_paths",
+]
 
 untouched = torch._C.DisableTorchFunctionSubclass
 holders = getattr(torch._C, "_storage_Use_Count", None)
@@ -48,7 +56,8 @@ class Watched(nn.Parameter):
     ) -> Any:
         kwargs = kwargs or {}
         if func not in HARMLESS and not cls.only_reads(func, types):
-            if release_all((args, kwargs)):
+            # in an object of the caller's we do not find it: then all are released
+            if release_all((args, kwargs)) or release_all([one.weights for one in watches]):
                 return a_parameter(*args) if makes_a_parameter(func) else func(*args, **kwargs)
         with untouched():
             return func(*args, **kwargs)
@@ -91,6 +100,16 @@ HARMLESS = {
     *(torch.Tensor.nelement, torch.Tensor.element_size, torch.Tensor.get_device),
     *(torch.Tensor.is_contiguous, torch.Tensor.is_floating_point, torch.Tensor.is_complex),
 }
+
+
+def with_fast_paths(model: nn.Module) -> set[int]:
+    """The ``id`` of weights that torch hands to faster kernels where all are ordinary parameters.
+
+    In evaluation; outputs differ a little then, so such weights stay ordinary.
+    """
+    kinds = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
+    blocks = [module for module in model.modules() if isinstance(module, kinds)]
+    return {id(weight) for block in blocks for weight in block.parameters()}
 
 
 def functions(names: str, *homes: Any) -> set[Any]:

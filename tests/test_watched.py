@@ -271,3 +271,53 @@ def test_an_update_ranks_what_was_written_through_data_since_the_step():
         train(model, optimizer, 2)
         ends.append((optimizer.masks, dict(model.state_dict())))
     assert_same(*ends)
+
+
+def test_torchs_own_transformer_layers_keep_their_fast_path():
+    outputs = []
+    for storage in ("masked", "compact"):
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        inner = torch.optim.AdamW(model.parameters())
+        optimizer = sparse(model, inner, "set", storage=storage)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3, 8)).square().mean().backward()
+            optimizer.step()
+        assert not any(isinstance(weight, Watched) for weight in model.parameters())
+        padded = torch.tensor([[False, False, True], [False, True, True]])
+        with torch.no_grad():
+            outputs.append(model.eval()(torch.ones(2, 3, 8), src_key_padding_mask=padded))
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-6)
+
+
+class Box:
+    def __init__(self, weight):
+        self.weight = weight
+
+
+@torch.overrides.wrap_torch_function(lambda box: (box.weight,))
+def halve(box):
+    box.weight.data.mul_(0.5)
+
+
+TOLD_BY_HAND = {
+    "dlpack of the parameter": lambda w: torch.from_dlpack(torch.utils.dlpack.to_dlpack(w)).mul_(
+        0.5
+    ),
+    "torch functions off": lambda w: without_torch_functions(w).mul_(0.5),
+    "in an object of the caller's": lambda w: halve(Box(w)),
+}
+
+
+@pytest.mark.parametrize("write", TOLD_BY_HAND)
+def test_after_apply_masks_every_write_is_trained_on(write):
+    ends = []
+    for model, optimizer in pair():
+        TOLD_BY_HAND[write](model[0].weight)
+        if write != "in an object of the caller's":  # which is noticed
+            optimizer.apply_masks()
+        train(model, optimizer, 5)
+        ends.append(model.state_dict())
+    assert_same(*ends)

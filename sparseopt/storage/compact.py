@@ -228,7 +228,7 @@ class Compact(Masked):
         self._held(layer)
 
     def _watch(self, layer: Layer) -> None:
-        if layer.numel >= WORTH_WATCHING:
+        if layer.numel >= WORTH_WATCHING and not layer.ordinary:
             self.watch.add(layer.key, layer.weight)
 
     def is_clean(self, layer: Layer) -> bool:
