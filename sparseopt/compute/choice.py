@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layer
-from ..storage.compact import scatter
+from ..storage.compact import Packed, scatter
 from .linear import Product, Watcher
 from .structure import Structure
 
@@ -87,13 +87,12 @@ def measure(
     that was multiplied densely. The least of five: a busy machine only ever adds to it.
     """
     seconds: tuple[list[float], list[float]] = ([], [])
-    index = structure.packed.index
     with torch.set_grad_enabled(training):
         weight = module.weight.detach().clone().requires_grad_(training)
         inputs = values.detach().requires_grad_(training)
         for _ in range(ROUNDS + 1):  # the first round warms up
             seconds[0].append(timed(lambda: sparse_product(inputs, weight, structure), weight))
-            dense = timed(lambda: dense_product(inputs, weight, dtype), weight, index)
+            dense = timed(lambda: dense_product(inputs, weight, dtype), weight, structure.packed)
             seconds[1].append(dense)
     return min(seconds[0][1:]), min(seconds[1][1:])
 
@@ -107,7 +106,7 @@ def dense_product(inputs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return nn.functional.linear(inputs.to(dtype), weight.to(dtype))
 
 
-def timed(product: Callable[[], Tensor], weight: Tensor, written: Tensor | None = None) -> float:
+def timed(product: Callable[[], Tensor], weight: Tensor, written: Packed | None = None) -> float:
     weight.grad = None
     begin = time.perf_counter()
     outputs = product()
@@ -119,8 +118,8 @@ def timed(product: Callable[[], Tensor], weight: Tensor, written: Tensor | None 
 
 
 @torch.no_grad()
-def take_and_write(weight: Tensor, index: Tensor) -> None:
-    """Gather the active entries of gradient and weight, and write those of the weight."""
+def take_and_write(weight: Tensor, packed: Packed) -> None:
+    """Gather the active entries of the gradient, and write those of the weight."""
     if weight.grad is not None:
-        weight.grad.view(-1).index_select(0, index)
-    scatter(weight.detach(), index, weight.view(-1).index_select(0, index))
+        weight.grad.view(-1).index_select(0, packed.index)
+    scatter(weight.detach(), packed.index, packed.values.detach())
