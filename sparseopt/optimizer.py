@@ -153,14 +153,14 @@ class SparseOptimizer(Persistence):
         return made
 
     def _found(self, first: int) -> list[Layer]:
-        if first and self._model is not None and (model := self._model()) is not None:
+        model = None if self._model is None else self._model()
+        if first and model is not None:
             self._selection.know(wrapped(model))  # it may have grown since
         found = self._selection.layers(self._inner.param_groups, first)
         release_all([layer.weight for layer in found])  # from what another optimizer made of them
-        if self._model is not None and (model := self._model()) is not None:
-            ordinary = with_fast_paths(wrapped(model))
-            for layer in found:
-                layer.ordinary = id(layer.weight) in ordinary
+        ordinary = set() if model is None else with_fast_paths(wrapped(model))
+        for layer in found:
+            layer.ordinary = id(layer.weight) in ordinary
         return found
 
     def _start(self, found: Sequence[Layer]) -> None:

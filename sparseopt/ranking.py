@@ -16,7 +16,7 @@ from .scores import Context, Score
 from .select import choose, choose_across, top_k, top_k_across
 from .shards import is_sharded, local, part_of, shard_like, whole
 from .shortlist import best_of_many
-from .watched import untouched
+from .watched import values_of
 
 __all__ = ["best", "best_across", "number_of", "pick", "prune_across", "scored"]
 
@@ -122,8 +122,7 @@ def entries(layer: Layer, score: Score, index: Tensor) -> SimpleNamespace:
     gradient = layer.gradient if getattr(score, "needs_gradient", False) else None
     gradient = None if gradient is None else pick(gradient, index)
     known = index is layer.index and layer.values is not None
-    with untouched():  # only read
-        weight = layer.values if known else pick(layer.weight.detach(), index)
+    weight = layer.values if known else pick(values_of(layer.weight), index)
     return SimpleNamespace(name=layer.name, weight=weight, gradient=gradient)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .positions import count, true_entries
 from .select import top_k
-from .watched import untouched
+from .watched import values_of
 
 if TYPE_CHECKING:
     from .layers import Layer
@@ -123,8 +123,7 @@ def scores_at(
 ) -> np.ndarray[Any, Any]:
     """What the entries in one part of the layer are worth."""
     gradient = None if layer.gradient is None else part(layer.gradient)
-    with untouched():  # only read
-        weight = part(layer.weight.detach())
+    weight = part(values_of(layer.weight))
     worth = score(SimpleNamespace(name=layer.name, weight=weight, gradient=gradient), context)
     if worth.dtype not in (torch.float32, torch.float64):  # as the ranking does
         worth = worth.float() if worth.is_floating_point() else worth.double()

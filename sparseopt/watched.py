@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
+from torch._dynamo import callback_handler
 from torch.nn import functional as F
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "is_watched",
     "release_all",
     "untouched",
+    "values_of",
     "with_fast_paths",
 ]
 
@@ -102,16 +103,6 @@ HARMLESS = {
 }
 
 
-def with_fast_paths(model: nn.Module) -> set[int]:
-    """The ``id`` of weights that torch hands to faster kernels where all are ordinary parameters.
-
-    In evaluation; outputs differ a little then, so such weights stay ordinary.
-    """
-    kinds = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
-    blocks = [module for module in model.modules() if isinstance(module, kinds)]
-    return {id(weight) for block in blocks for weight in block.parameters()}
-
-
 def functions(names: str, *homes: Any) -> set[Any]:
     return {getattr(home, name) for home in homes for name in names.split() if hasattr(home, name)}
 
@@ -148,6 +139,16 @@ def is_alone(weight: Tensor) -> bool:
         return held == ALONE and not memory.is_shared()
 
 
+def with_fast_paths(model: nn.Module) -> set[int]:
+    """The ``id`` of weights that torch hands to faster kernels where all are ordinary parameters.
+
+    In evaluation; outputs differ a little then, so such weights stay ordinary.
+    """
+    kinds = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
+    blocks = [module for module in model.modules() if isinstance(module, kinds)]
+    return {id(weight) for block in blocks for weight in block.parameters()}
+
+
 class Watch:
     """The weights that one storage watches; a copy of it watches none."""
 
@@ -155,19 +156,17 @@ class Watch:
         self.weights: dict[Any, Tensor] = {}  # no weak references: swap_tensors refuses those
         watches.add(self)
 
-    def add(self, key: Any, weight: Tensor) -> bool:
+    def add(self, key: Any, weight: Tensor) -> None:
         """Have the weight tell from now on.
 
-        Returns:
-            Whether it will: not where others hold its memory, nor once ``torch.compile`` has
-            compiled something, because compiled code tells nobody what it writes.
+        Not where others hold its memory, nor once ``torch.compile`` has compiled something,
+        because compiled code tells nobody what it writes.
         """
-        if not (is_alone(weight) and (is_called_first() or call_first())):
+        if is_alone(weight) and (is_called_first() or call_first()):
+            weight.__class__ = Watched
+            self.weights[key] = weight
+        else:
             release_all([weight])
-            return False
-        weight.__class__ = Watched
-        self.weights[key] = weight
-        return True
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Watch, ()
@@ -180,17 +179,15 @@ over = threading.Event()  # it has done so
 
 def is_called_first() -> bool:
     """Whether torch has compiled nothing yet, and will call us before it does."""
-    handler = getattr(torch._dynamo, "callback_handler", None)
-    return not over.is_set() and release_watched in getattr(handler, "start_callbacks", ())
+    return not over.is_set() and release_watched in callback_handler.start_callbacks
 
 
 def call_first() -> bool:
     """Have it call us; once: it forgets us where ``torch._dynamo`` is reset, and so is in use."""
-    handler = getattr(torch._dynamo, "callback_handler", None)
-    if handler is None or called.is_set():
+    if called.is_set():
         return False
     called.set()
-    handler.register_start_callback(release_watched)
+    callback_handler.register_start_callback(release_watched)
     return True
 
 
@@ -199,6 +196,12 @@ def release_watched(*_: Any) -> None:
     over.set()
     for one in watches:
         release_all(one.weights)
+
+
+def values_of(weight: Tensor) -> Tensor:
+    """The weight without its history, for one who only reads: it stays watched."""
+    with untouched():
+        return weight.detach()
 
 
 def is_watched(weight: Tensor) -> bool:

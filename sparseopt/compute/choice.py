@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layer
-from ..storage.compact import Packed, scatter
+from ..storage.packed import Packed, scatter
 from .linear import Product, Watcher
 from .structure import Structure
 

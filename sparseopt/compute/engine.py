@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from ..gradients import Hooks
 from ..layers import Layer, wrapped
-from ..storage.compact import Compact, can_pack
+from ..storage.compact import Compact
+from ..storage.packed import can_pack
 from ..storage.state import is_elementwise
 from .choice import HIGHEST_DENSITY, Choose, chooser, pays
 from .linear import Forward, Watcher, following

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..storage.active_gradient import ActiveGradient, Held
-from ..storage.compact import Packed
+from ..storage.packed import Packed
 from ..watched import untouched
 
 __all__ = ["Structure"]

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from torch.optim import Optimizer
 
 from ..layers import Layer
-from .compact import Compact, can_pack
+from .compact import Compact
 from .masked import Masked
+from .packed import can_pack
 from .state import ELEMENTWISE, NEUTRAL, is_elementwise
 from .zeroing import zero_inactive
 
