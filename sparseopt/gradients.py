@@ -28,10 +28,10 @@ from .layers import Layer, parameters
 from .shards import is_sharded, version
 from .storage.active_gradient import (
     ActiveGradient,
-    active_values,
     holds_active_only,
     is_packable,
     pack,
+    writes_of,
 )
 from .storage.zeroing import zero_at_sentinels, zero_inactive
 from .watched import untouched
@@ -159,9 +159,7 @@ class Hooks:
             dense = dense.clone()
         self.mask(layer)
         grad = layer.weight.grad if layer.weight.grad is not None else grad
-        active = active_values(grad, layer.index)
-        active = None if active is None else active.clone()
-        self.windows[id(layer)] = Window(dense, weakref.ref(grad), version(grad), active)
+        self.windows[id(layer)] = Window(dense, weakref.ref(grad), version(grad), writes_of(grad))
         if id(layer) not in self.between and not is_sharded(grad):
             hook = _before(weakref.ref(self), weakref.ref(layer))
             self.between[id(layer)] = layer.weight.register_hook(hook)

@@ -6,6 +6,7 @@ import fnmatch
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -61,12 +62,16 @@ class Layer:
         self.weight = weight
         self.key = key
         self.mask = torch.ones_like(weight, dtype=torch.bool, requires_grad=False)
-        self.nnz = self.numel
         self.index: Tensor | None = None
         self.values: Tensor | None = None
         self.gradient: Tensor | None = None
         self.extras: dict[str, Tensor] = {}
         self.ordinary = False
+
+    @cached_property
+    def nnz(self) -> int:
+        """Number of active weights; counted when it is asked for."""
+        return count(self.mask)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,10 +93,13 @@ class Layer:
         """Whether every weight is active, so that nothing needs masking."""
         return self.nnz == self.numel
 
-    def set_mask(self, mask: Tensor) -> None:
-        """Make ``mask`` the topology, in place: compiled steps and CUDA graphs keep its address."""
+    def set_mask(self, mask: Tensor, nnz: int | None = None) -> None:
+        """Make ``mask`` the topology, in place: compiled steps and CUDA graphs keep its address.
+
+        ``nnz`` is how many of its entries are true, if that is known.
+        """
         self.mask.copy_(shard_like(mask, self.mask))
-        self.nnz = count(self.mask)
+        self.nnz = count(self.mask) if nnz is None else nnz
         self.index = self.values = None
 
     def __repr__(self) -> str:

@@ -153,7 +153,7 @@ class Pool:
                 change,
                 layer=ours[change.layer.key],
                 mask=shard_like(change.mask, ours[change.layer.key].mask),
-                fresh=shard_like(change.fresh, ours[change.layer.key].mask),
+                carried=shard_like(change.carried, ours[change.layer.key].mask),
             )
             for change in changes
         ]

@@ -23,8 +23,13 @@ __all__ = ["best", "best_across", "number_of", "pick", "prune_across", "scored"]
 Select = Callable[..., Tensor]
 
 
-def select_by(select: Select, worth: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    return top_k(worth, k) if select is top_k else select(worth, k, generator)
+def select_by(
+    select: Select, worth: Tensor, k: int, context: Context, layer: Layer, purpose: str
+) -> Tensor:
+    """What a selection chooses; with the layer's own random stream, if it wants one."""
+    if select is top_k:
+        return top_k(worth, k)
+    return select(worth, k, context.generator(layer, purpose))
 
 
 def best(
@@ -37,21 +42,21 @@ def best(
     purpose: str = "",
 ) -> Tensor:
     """The ``k`` entries ``among`` the candidates that are worth most; without a score, any."""
-    generator = context.generator(layer, purpose)
     if score is None:
-        return choose(among, k, generator)
+        return choose(among, k, context.generator(layer, purpose))
     number = number_of(layer, among)
     if k in (0, number):
         return among.clone() if k else torch.zeros_like(among)
     if is_sharded(among):
         return best_of_shards(layer, score, among, k, context, select, purpose)
     if getattr(score, "elementwise", False) and 2 * number < layer.numel:
-        return best_of_few(layer, score, among, k, context, select, generator)
+        return best_of_few(layer, score, among, k, context, select, purpose)
     if getattr(score, "elementwise", False) and select is top_k:
         chosen = best_of_many(layer, score, among, k, context)
         if chosen is not None:
             return chosen
-    return select_by(select, within(score(layer, context), layer, among), k, generator)
+    worth = within(score(layer, context), layer, among)
+    return select_by(select, worth, k, context, layer, purpose)
 
 
 def number_of(layer: Layer, mask: Tensor) -> int:
@@ -73,7 +78,7 @@ def best_of_shards(
         seen = gathered(layer)
         return shard_like(best(seen, score, whole(among), k, context, select, purpose), among)
     worth = scored(layer, score, context).masked_fill(~among, -math.inf)
-    return select_by(select, worth, k, context.generator(layer, purpose))
+    return select_by(select, worth, k, context, layer, purpose)
 
 
 def scored(layer: Layer, score: Score, context: Context) -> Tensor:
@@ -105,13 +110,13 @@ def best_of_few(
     k: int,
     context: Context,
     select: Select,
-    generator: torch.Generator,
+    purpose: str,
 ) -> Tensor:
     """The same where the candidates are few: only they are scored."""
     index = layer.index if among is layer.mask else None
     index = positions(among) if index is None else index
     worth = score(entries(layer, score, index), context)
-    chosen = select_by(select, worth, k, generator)
+    chosen = select_by(select, worth, k, context, layer, purpose)
     mask = among.clone(memory_format=torch.contiguous_format)
     mask.view(-1).index_fill_(0, compress(index, ~chosen), False)
     return mask

@@ -55,12 +55,13 @@ def best_of_many(
     """
     if layer.numel < FEWEST or not is_plain(layer, among):
         return None
-    low, high = bracket(layer, score, among, k, context)
+    seen = SimpleNamespace(name=layer.name, weight=values_of(layer.weight), gradient=layer.gradient)
+    low, high = bracket(seen, score, among, k, context)
     chosen = torch.empty_like(among)
     places, worths, listed = [], [], 0
     for start in range(0, layer.numel, CHUNK):
         part = partial(stretch, start=start)
-        worth = scores_at(layer, score, part, context)
+        worth = scores_at(seen, score, part, context)
         above = np.greater(worth, high, out=part(chosen).numpy())
         between = np.equal(worth < low, above)  # NaN too: the ranking will refuse it
         found = true_entries(between)
@@ -88,23 +89,30 @@ def is_plain(layer: Layer, among: Tensor) -> bool:
 
 
 def bracket(
-    layer: Layer, score: Score, among: Tensor, k: int, context: Context
+    seen: SimpleNamespace, score: Score, among: Tensor, k: int, context: Context
 ) -> tuple[float, float]:
     """Two values between which a sample has the k-th largest score of the candidates."""
-    worth = scores_at(layer, score, windows, context)
+    worth = scores_at(seen, score, windows, context)
     candidates = windows(among).numpy()
-    ranked = np.sort(worth[candidates])[::-1]
-    rank = k * worth.size / layer.numel
-    if rank >= len(ranked):
+    ranked = -np.compress(candidates.ravel(), worth)
+    place = k * worth.size // among.numel()
+    if place >= len(ranked):
         return -math.inf, math.inf
+    ranked.partition(place)
     # how much the windows differ tells how far the sample may be off
-    hits = np.count_nonzero((worth >= ranked[int(rank)]) & candidates, axis=1)
-    spread = SURE * math.sqrt(WINDOWS * hits.var()) + 1.0
-    first, last = math.floor(rank - spread), math.ceil(rank + spread)
+    hits = np.count_nonzero((worth >= -ranked[place]) & candidates, axis=1)
+    spread = SURE * math.sqrt(float(hits @ hits) - float(hits.sum()) ** 2 / WINDOWS)
+    margin = math.ceil(spread) + 1
     return (
-        float(ranked[last]) if last < len(ranked) else -math.inf,
-        float(ranked[first]) if first >= 0 else math.inf,
+        -nth(ranked[place:], margin) if place + margin < len(ranked) else -math.inf,
+        -nth(ranked[:place], place - margin) if place >= margin else math.inf,
     )
+
+
+def nth(values: np.ndarray[Any, Any], place: int) -> float:
+    """The value that sorting would bring to this place."""
+    values.partition(place)
+    return float(values[place])
 
 
 def stretch(values: Tensor, start: int) -> Tensor:
@@ -119,12 +127,12 @@ def windows(values: Tensor) -> Tensor:
 
 
 def scores_at(
-    layer: Layer, score: Score, part: Callable[[Tensor], Tensor], context: Context
+    seen: SimpleNamespace, score: Score, part: Callable[[Tensor], Tensor], context: Context
 ) -> np.ndarray[Any, Any]:
-    """What the entries in one part of the layer are worth."""
-    gradient = None if layer.gradient is None else part(layer.gradient)
-    weight = part(values_of(layer.weight))
-    worth = score(SimpleNamespace(name=layer.name, weight=weight, gradient=gradient), context)
+    """What the entries in one part of what is seen of a layer are worth."""
+    gradient = None if seen.gradient is None else part(seen.gradient)
+    there = SimpleNamespace(name=seen.name, weight=part(seen.weight), gradient=gradient)
+    worth = score(there, context)
     if worth.dtype not in (torch.float32, torch.float64):  # as the ranking does
         worth = worth.float() if worth.is_floating_point() else worth.double()
     return worth.detach().numpy()

@@ -55,7 +55,11 @@ class Change:
     Attributes:
         layer: The layer, still with its old mask.
         mask: The new mask.
-        fresh: Active entries that start again: weight zero, neutral optimizer state.
+        nnz: How many weights are active in it.
+        carried: Entries that were active and keep their weight and state where they stay active;
+            the layer's own mask, where all do, so that it is read before the layer changes.
+        lasting: Which of the weights at ``layer.index`` are active in the new mask; None where
+            positions are not known.
         dropped: How many active weights lost their place.
         grown: How many places were filled, those just dropped included.
         regrown: How many of the grown were among the dropped.
@@ -63,10 +67,17 @@ class Change:
 
     layer: Layer
     mask: Tensor
-    fresh: Tensor
+    nnz: int
+    carried: Tensor
+    lasting: Tensor | None
     dropped: int
     grown: int
     regrown: int
+
+    @property
+    def fresh(self) -> Tensor:
+        """Active entries that start again: weight zero, neutral optimizer state."""
+        return self.mask > self.carried
 
 
 def plan(
@@ -88,15 +99,16 @@ def change(layer: Layer, masks: Sequence[Tensor], reset: bool) -> Change:
     carried = kept if reset else settled
     if settled is not layer.mask:  # the first stage may have grown weights too
         carried = carried & layer.mask
-    fresh = active > carried  # active, and not carried
     before, after = of_active(layer, kept), of_active(layer, active)
-    lasting = count(before)
+    left, nnz = count(before), count(active)
     return Change(
         layer=layer,
         mask=active,
-        fresh=fresh,
-        dropped=layer.nnz - lasting,
-        grown=count(active) - lasting,
+        nnz=nnz,
+        carried=carried,
+        lasting=None if layer.index is None else after,
+        dropped=layer.nnz - left,
+        grown=nnz - left,
         regrown=count(after > before),
     )
 
@@ -196,8 +208,8 @@ def at_stage(layer: Layer, mask: Tensor) -> Layer:
     if mask is layer.mask:
         return layer
     seen = copy.copy(layer)
-    seen.mask, seen.nnz = mask, count(mask)
-    seen.index = seen.values = None
+    seen.mask, seen.index, seen.values = mask, None, None
+    seen.__dict__.pop("nnz", None)  # counted if a score asks for it
     return seen
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .layers import Layer
 from .shards import is_sharded, local, sum_over, version
-from .storage.active_gradient import active_values
+from .storage.active_gradient import active_values, writes_of
 from .storage.zeroing import zero_inactive
 
 if TYPE_CHECKING:
@@ -27,13 +27,14 @@ class Window:
     """The dense gradient summed over the micro-batches of one step.
 
     ``grad`` and ``version`` tell whether the parameter's gradient was only added to since, or
-    zeroed or replaced: then the sum starts again. ``active`` are its active entries, where known.
+    zeroed or replaced: then the sum starts again. ``writes`` tells the same of a gradient that
+    holds its active entries alone; there it counts what autograd does not.
     """
 
     dense: Tensor
     grad: weakref.ref[Tensor]
     version: int
-    active: Tensor | None = None
+    writes: int = -1
 
     def added_to(self, grad: Tensor) -> bool:
         """Whether this gradient is the one known, with one micro-batch added.
@@ -56,7 +57,7 @@ class Window:
         then, now = active_part(layer, self.dense), active_part(layer, grad)
         square = then.square().sum()
         self.dense.mul_(torch.where(square > 0, (then * now).sum() / square, 1.0))
-        self.grad, self.version, self.active = weakref.ref(grad), version(grad), None
+        self.grad, self.version, self.writes = weakref.ref(grad), version(grad), -1
 
 
 def dense_gradients(layers: Sequence[Layer], hooks: Hooks) -> list[Tensor | None]:
@@ -98,8 +99,9 @@ def dense_gradient(layer: Layer, hooks: Hooks, factors: dict[int, Tensor | None]
 
 def factor_of(layer: Layer, window: Window, grad: Tensor) -> Tensor | None:
     """By how much the active entries were scaled; None: not at all."""
-    then = active_part(layer, window.dense) if window.active is None else window.active
-    now = active_part(layer, grad.detach())
+    if window.grad() is grad and window.writes == writes_of(grad) >= 0:
+        return None
+    then, now = active_part(layer, window.dense), active_part(layer, grad.detach())
     return None if torch.equal(then, now) else ratio(then.norm(), now.norm())
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "holds_active_only",
     "is_packable",
     "pack",
+    "writes_of",
 ]
 
 WORTH_PACKING = 1 << 15  # entries of a gradient; to zero fewer takes no longer than to ask
@@ -29,12 +30,16 @@ aten = torch.ops.aten
 
 
 class Held:
-    """What a gradient and its aliases share: active values, or all of them once they were asked."""
+    """What a gradient and its aliases share: active values, or all of them once they were asked.
+
+    ``writes`` counts how often the values were written: nobody gets hold of them but by operators.
+    """
 
     def __init__(self, values: Tensor | None, index: Tensor, dense: Tensor | None = None) -> None:
         self.values = values
         self.index = index
         self.dense = dense
+        self.writes = 0
 
 
 class ActiveGradient(Tensor):
@@ -133,6 +138,11 @@ def active_values(grad: Tensor, index: Tensor | None) -> Tensor | None:
     return None
 
 
+def writes_of(grad: Tensor) -> int:
+    """How often active values that are held alone were written; -1 where they are not."""
+    return grad.held.writes if holds_active_only(grad) else -1  # type: ignore[attr-defined]
+
+
 def is_packable(grad: Tensor, index: Tensor | None) -> bool:
     """Whether to keep only the entries at ``index``: it saves writing zeros, and the memory.
 
@@ -176,6 +186,7 @@ def apply(
         if isinstance(one, ActiveGradient):
             held = inside(one)
             outside[id(held)] = one
+            one.held.writes += func._schema.is_mutable
             return held
         if isinstance(one, (list, tuple)):
             return type(one)(map(unwrap, one))
@@ -211,6 +222,7 @@ def added(func: Any, grad: Tensor, other: Any, **kwargs: Any) -> Any:
         values, more = grad.held.values, active_values(other, grad.held.index)
         if values is not None and more is not None:
             values.add_(more, **kwargs)
+            grad.held.writes += 1
             return grad
     return apply(func, (grad, other), kwargs, as_dense)
 

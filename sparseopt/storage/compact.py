@@ -199,6 +199,8 @@ class Compact(Masked):
         packed = self.packed.get(layer.key)
         if isinstance(layer.weight, Deferred):
             return packed is not None and packed.awaited_by(layer.weight)
+        if packed is not None and packed.unwritten(layer.weight):  # not even through .data
+            return self.clean_at.get(layer.key) == stamp(layer.weight)
         return super().is_clean(layer)
 
     def mask_weights(self, layer: Layer) -> None:
@@ -289,36 +291,41 @@ class Compact(Masked):
         elif known:
             release_all([weight])
 
-    def _move_state(self, change: Change, grown_state: str) -> Tensor | None:
-        """Carry the state of survivors to their new places; give grown weights a neutral one."""
+    def _move(self, change: Change, grown_state: str) -> None:
+        """Carry values and state to their new places; grown ones are zero, with neutral state."""
         layer, weight = change.layer, change.layer.weight
         old, entries = self.packed.get(layer.key), list(self._entries(layer))
-        was, now = flat(layer.mask, weight), flat(change.mask, weight)
-        kept, index = at(now, old), positions(now)
-        survived = was.index_select(0, index)
-        layer.set_mask(change.mask)
+        now, carried = flat(change.mask, weight), flat(change.carried, weight)
+        staying = change.lasting if weight.is_contiguous() else None
+        if staying is None:
+            staying = at(now & carried, old)
+        elif change.carried is not layer.mask:  # some start again
+            staying = staying & at(carried, old)
+        index = positions(now)
+        survived = carried.index_select(0, index)
+        lost = positions(~staying)
+        if old is not None:
+            lost = old.index.index_select(0, lost)
+            if not old.unwritten(weight):  # where weights grow, some may not be zero
+                lost = torch.cat([lost, compress(index, ~survived)])
+        flat(weight, weight).index_fill_(0, lost, 0.0)
+        layer.set_mask(change.mask, change.nnz)
         self._repack(layer, index)
         new = self.packed.get(layer.key)
-        source, target = positions(kept), positions(survived)
-        # some may have been there and start again
-        restart = change.regrown > 0 and count(change.fresh) + len(target) > len(index)
-        started = at(flat(change.fresh, weight), new) if restart else ~survived
-        fresh = positions(started)
+        source, target = positions(staying), positions(survived)
 
-        def carried(value: Tensor, neutral: float) -> Tensor:
-            moved = value.new_full((layer.nnz,), neutral)
-            scatter(moved, target, flat(value, weight).index_select(0, source))
-            return moved.index_fill_(0, fresh, neutral) if restart else moved
+        def moved(value: Tensor, neutral: float) -> Tensor:
+            there = value.new_full((layer.nnz,), neutral)
+            scatter(there, target, flat(value, weight).index_select(0, source))
+            return there
 
         for key, value, neutral in entries:
-            moved = carried(value, neutral)
+            there = moved(value, neutral)
             if grown_state == "mean" and neutral == 0.0:
-                moved.index_fill_(0, fresh, mean_of(moved, ~started))
-            self.inner.state[weight][key] = unflat(moved, weight) if new is None else moved
-        if old is None or new is None:
-            return None
-        new.values.copy_(carried(old.values.detach(), 0.0))
-        return torch.cat([compress(old.index, ~kept), compress(index, started)])
+                there.masked_fill_(~survived, mean_of(there, survived))
+            self.inner.state[weight][key] = unflat(there, weight) if new is None else there
+        if old is not None and new is not None:
+            new.values.copy_(moved(old.values.detach(), 0.0))
 
     def _entries(self, layer: Layer) -> Iterator[tuple[str, Tensor, float]]:
         packed = self.packed.get(layer.key)

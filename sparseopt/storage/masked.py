@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from ..bias_correction import BORN, BiasCorrection, Moments, mark_grown
 from ..layers import Layer
 from ..update import Change
+from .active_gradient import active_values
 from .deferred import stamp
 from .state import StateTable, keeps_zeros, mean_of, state_of
-from .zeroing import flat, zero_at_sentinels, zero_inactive
+from .zeroing import zero_at_sentinels, zero_inactive
 
 __all__ = ["Masked"]
 
@@ -133,32 +134,27 @@ class Masked:
     def carry_out(self, change: Change, grown_state: str) -> None:
         """Move the layer to its new topology: grown weights are zero, survivors untouched."""
         layer, grad = change.layer, change.layer.weight.grad
-        touched = self._move_state(change, grown_state)
-        if touched is None:
-            zero_inactive(layer.weight, layer.mask & ~change.fresh)
-        else:
-            flat(layer.weight, layer.weight).index_fill_(0, touched, 0.0)
-        if grad is not None:
-            zero_inactive(grad, layer.mask)
-        self.note_clean(layer)
         if grown_state == "per_element_step":
             clock = state_of(self.inner).get(layer.weight, {}).get("step", 0)
             mark_grown(layer, change.fresh, float(clock))
+        values = None if grad is None else active_values(grad, layer.index)
+        if values is not None and change.lasting is not None:
+            zero_inactive(values, change.lasting)
+        elif grad is not None:
+            zero_inactive(grad, change.mask)
+        self._move(change, grown_state)
+        self.note_clean(layer)
 
-    def _move_state(self, change: Change, grown_state: str) -> Tensor | None:
-        """Give the mask its new values and the state what belongs to them.
-
-        Returns:
-            Where weights have to become zero, in memory order; None: wherever the mask says.
-        """
+    def _move(self, change: Change, grown_state: str) -> None:
+        """Give the layer its new mask, and weight and state what belongs to that."""
         layer, fresh = change.layer, change.fresh
         outside = ~change.mask
         for _, value, neutral in self._entries(layer):
             mean = grown_state == "mean" and neutral == 0.0
-            fill = mean_of(value, change.mask & ~fresh) if mean else neutral
+            fill = mean_of(value, change.mask & change.carried) if mean else neutral
             value.masked_fill_(outside, neutral).masked_fill_(fresh, fill)
-        layer.set_mask(change.mask)
-        return None
+        zero_inactive(layer.weight, change.mask & change.carried)
+        layer.set_mask(change.mask, change.nnz)
 
     # --- checkpoints ------------------------------------------------------------------------------
 
