@@ -18,6 +18,8 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from sparseopt.storage import masked
+
 pytestmark = pytest.mark.filterwarnings(UNKNOWN_STATE)
 
 
@@ -131,6 +133,20 @@ def test_an_update_ranks_what_was_written_to_a_layer_without_a_gradient(storage)
     kept = layer.mask & (layer.weight != 0)
     dropped = before & ~kept
     assert dropped.any() and written[dropped].max() <= written[kept].min()
+
+
+@pytest.mark.parametrize("storage", ["masked", "compact"])
+def test_grown_weights_are_zero_where_a_write_through_data_was_overlooked(storage, monkeypatch):
+    monkeypatch.setattr(masked, "zero_at_sentinels", lambda *_: True)
+    model = mlp()
+    optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "set", storage=storage)
+    train(model, optimizer, 1)
+    for layer in optimizer.layers:
+        layer.weight.data[~layer.mask] = 3.0
+    before = optimizer.masks["0.weight"].clone()
+    optimizer.update_topology()
+    grown = optimizer.masks["0.weight"] & ~before
+    assert grown.any() and (model[0].weight[grown] == 0).all()
 
 
 def clip_weights(model):  # of a Wasserstein critic (Arjovsky et al. 2017, algorithm 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sparseopt import SparseOptimizer
+from sparseopt.algorithms import rigl
 from sparseopt.layers import Layer
+from sparseopt.scores import Context, score
 from sparseopt.storage.active_gradient import (
     WORTH_PACKING,
     ActiveGradient,
@@ -175,6 +178,69 @@ def test_the_dense_gradient_of_an_update_is_not_held_twice(
     backward(model)
     assert optimizer._hooks.windows[id(layer)].dense.data_ptr() == memory[0]
     assert holds_active_only(layer.weight.grad)
+
+
+def unscale(model: nn.Module) -> None:
+    """As after ``scaler.scale(loss).backward()`` with a scale of 8."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.zeros(()))  # makes its scale
+    inner = torch.optim.SGD(model.parameters())
+    scaler.unscale_(inner)
+
+
+def alias_of(grad: Tensor) -> Tensor:
+    return grad.detach()
+
+
+SCALED: dict[str, Callable[[nn.Module], Any]] = {
+    "nothing": lambda model: None,
+    "clipped": lambda model: nn.utils.clip_grad_norm_(model.parameters(), 0.1),
+    "clipped one by one": lambda model: nn.utils.clip_grad_norm_(
+        model.parameters(), 0.1, foreach=False
+    ),
+    "multiplied": lambda model: [g.mul_(0.5) for g in gradients(model)],
+    "divided": lambda model: [g.div_(4.0) for g in gradients(model)],
+    "through an alias": lambda model: [alias_of(g).mul_(0.5) for g in gradients(model)],
+    "through data": lambda model: [g.data.mul_(0.5) for g in gradients(model)],
+    "through numpy": lambda model: [g.numpy().__imul__(0.5) for g in gradients(model)],
+    "added to itself": lambda model: [g.add_(g) for g in gradients(model)],
+    "all at once": lambda model: torch._foreach_mul_(gradients(model), 0.5),
+    "unscaled": unscale,
+    "replaced": lambda model: [
+        setattr(p, "grad", p.grad.clone().mul_(2.0)) for p in model.parameters()
+    ],
+}
+
+
+@pytest.mark.parametrize("way", SCALED)
+def test_growth_sees_the_dense_gradient_scaled_as_the_gradient_was(way: str) -> None:
+    seen: dict[str, Tensor] = {}
+
+    @score(needs_gradient=True)
+    def noting(layer: Layer, context: Context) -> Tensor:
+        seen[layer.name] = layer.gradient.clone()
+        return layer.gradient.abs()
+
+    torch.manual_seed(0)
+    model = Net().double()
+    algorithm = dataclasses.replace(rigl(0.8), grow=noting)
+    optimizer = SparseOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), algorithm, model=model, storage="compact",
+        update_every=1,
+    )  # fmt: skip
+    plain = copy.deepcopy(model)
+    for one in (model, plain):
+        backward(one)
+    SCALED[way](model)
+    factors = {}
+    for layer in optimizer.layers:
+        before = plain.get_parameter(layer.name).grad[layer.mask]
+        factors[layer.name] = (layer.weight.grad.clone() + 0)[layer.mask].norm() / before.norm()
+    optimizer.step()
+    assert {"convolution.weight", "linear.weight"} <= set(seen)
+    for name, gradient in seen.items():
+        expected = plain.get_parameter(name).grad * factors[name]
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("entries", [WHOLE, WHOLE + 1, 3 * WHOLE + 77])
