@@ -133,9 +133,8 @@ class Compact(Masked):
                 settle(layer.weight)
                 scatter(layer.weight.detach(), packed.index, packed.values.detach())
                 self._watch(layer)
-            if packed.seen is not None:
-                packed.seen = stamp(layer.weight)
             packed.left = stamp(layer.weight)
+            packed.seen = None if packed.seen is None else packed.left
         self.inside.clear()
 
     def _defer(self, layer: Layer, packed: Packed) -> bool:

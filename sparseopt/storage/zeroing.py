@@ -18,14 +18,14 @@ INTEGERS = {
     torch.bfloat16: torch.int16,
     torch.float16: torch.int16,
 }
-CHUNK = 1 << 18  # entries; the widened mask of one chunk stays in the cache
+CHUNK = 1 << 19  # entries; the widened mask of one chunk stays in the cache
 
 
 def zero_inactive(values: Tensor, mask: Tensor) -> Tensor:
     """Zero the entries outside the mask, in place, whatever they hold.
 
     A product with the mask would keep NaN and infinity, and ``masked_fill_`` is 4 to 20 times
-    slower than memory on a CPU. There the bits are combined with a mask of ones or zeros instead.
+    slower than memory on a CPU. There the bits, taken for integers, are multiplied by it instead.
 
     Args:
         values: Tensor of any shape, changed in place.
@@ -50,10 +50,10 @@ def zero_inactive(values: Tensor, mask: Tensor) -> Tensor:
         return values.masked_fill_(~mask, 0.0)
     bits, keep = values.view(whole), mask.view(torch.int8)
     if not (bits.is_contiguous() and keep.is_contiguous()):
-        bits.bitwise_and_(keep.neg())
+        bits.mul_(keep)
         return values
     for part, kept in zip(bits.view(-1).split(CHUNK), keep.view(-1).split(CHUNK), strict=True):
-        part.bitwise_and_(kept.neg())  # true is 1, minus one is all bits set
+        part.mul_(kept)
     return values
 
 
