@@ -125,7 +125,7 @@ class Hooks:
         last = self.windows.get(id(layer))
         if last is not None and last.added_to(grad):
             # inactive entries were zeroed after the last micro-batch: they hold this one alone
-            grad.add_(last.dense.masked_fill(layer.mask, 0.0))
+            grad.add_(zero_inactive(last.dense.clone(), ~layer.mask))
         self.added.add(id(layer))
         self.collect_at_the_end()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from .layers import Layer
 from .shards import is_sharded, local, sum_over, version
 from .storage.active_gradient import active_values, writes_of
-from .storage.zeroing import zero_inactive
+from .storage.zeroing import same_where, zero_inactive
 
 if TYPE_CHECKING:
     from .gradients import Hooks
@@ -92,7 +92,7 @@ def dense_gradient(layer: Layer, hooks: Hooks, factors: dict[int, Tensor | None]
     if not (hooks.warned or is_sharded(grad)) and in_a_process_group():
         hooks.warned = was_rewritten(layer, grad, dense)
     if layer.index is None:
-        return torch.where(layer.mask, grad, dense)
+        return zero_inactive(dense, ~layer.mask).add_(active_part(layer, grad.detach()))
     now = active_part(layer, grad.detach())
     return dense.reshape(-1).index_copy_(0, layer.index, now).view(layer.shape)
 
@@ -100,6 +100,8 @@ def dense_gradient(layer: Layer, hooks: Hooks, factors: dict[int, Tensor | None]
 def factor_of(layer: Layer, window: Window, grad: Tensor) -> Tensor | None:
     """By how much the active entries were scaled; None: not at all."""
     if window.grad() is grad and window.writes == writes_of(grad) >= 0:
+        return None
+    if layer.index is None and same_where(window.dense, grad.detach(), layer.mask):
         return None
     then, now = active_part(layer, window.dense), active_part(layer, grad.detach())
     return None if torch.equal(then, now) else ratio(then.norm(), now.norm())

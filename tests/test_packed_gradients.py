@@ -212,8 +212,9 @@ SCALED: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
+@pytest.mark.parametrize("storage", ["compact", "masked"])
 @pytest.mark.parametrize("way", SCALED)
-def test_growth_sees_the_dense_gradient_scaled_as_the_gradient_was(way: str) -> None:
+def test_growth_sees_the_dense_gradient_scaled_as_the_gradient_was(way: str, storage: str) -> None:
     seen: dict[str, Tensor] = {}
 
     @score(needs_gradient=True)
@@ -225,7 +226,7 @@ def test_growth_sees_the_dense_gradient_scaled_as_the_gradient_was(way: str) -> 
     model = Net().double()
     algorithm = dataclasses.replace(rigl(0.8), grow=noting)
     optimizer = SparseOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.1), algorithm, model=model, storage="compact",
+        torch.optim.SGD(model.parameters(), lr=0.1), algorithm, model=model, storage=storage,
         update_every=1,
     )  # fmt: skip
     plain = copy.deepcopy(model)

@@ -147,13 +147,16 @@ class Masked:
 
     def _move(self, change: Change, grown_state: str) -> None:
         """Give the layer its new mask, and weight and state what belongs to that."""
-        layer, fresh = change.layer, change.fresh
-        outside = ~change.mask
+        layer = change.layer
+        staying = change.mask & change.carried
         for _, value, neutral in self._entries(layer):
-            mean = grown_state == "mean" and neutral == 0.0
-            fill = mean_of(value, change.mask & change.carried) if mean else neutral
-            value.masked_fill_(outside, neutral).masked_fill_(fresh, fill)
-        zero_inactive(layer.weight, change.mask & change.carried)
+            zero_inactive(value, staying)
+            grown = mean_of(value, staying) if grown_state == "mean" and not neutral else neutral
+            if neutral:
+                value.masked_fill_(~change.mask, neutral)
+            if grown:
+                value.masked_fill_(change.fresh, grown)
+        zero_inactive(layer.weight, staying)
         layer.set_mask(change.mask, change.nnz)
 
     # --- checkpoints ------------------------------------------------------------------------------

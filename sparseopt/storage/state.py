@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from ..positions import count
 from ..shards import whole
+from .zeroing import zero_inactive
 
 __all__ = ["ELEMENTWISE", "NEUTRAL", "StateTable", "forget_state", "state_of"]
 
@@ -184,4 +185,4 @@ class StateTable:
 def mean_of(value: Tensor, where: Tensor) -> float:
     """Mean over the entries ``where``; 0 if there are none."""
     number = count(where)
-    return float(whole(value.masked_fill(~where, 0.0).sum())) / number if number else 0.0
+    return float(whole(zero_inactive(value.clone(), where).sum())) / number if number else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from ..shards import is_sharded, local
 from ..watched import Watched, untouched
 from .active_gradient import ActiveGradient, holds_active_only, of_values
 
-__all__ = ["INTEGERS", "flat", "memory_order", "zero_at_sentinels", "zero_inactive"]
+__all__ = ["INTEGERS", "flat", "memory_order", "same_where", "zero_at_sentinels", "zero_inactive"]
 
 INTEGERS = {
     torch.float64: torch.int64,
@@ -44,17 +45,45 @@ def zero_inactive(values: Tensor, mask: Tensor) -> Tensor:
     if isinstance(values, ActiveGradient) and holds_active_only(values):
         zero_inactive(of_values(values), mask.reshape(-1).index_select(0, values.held.index))
         return values
-    whole = INTEGERS.get(values.dtype)
-    plain = type(values) in (Tensor, nn.Parameter, Watched) and values.device.type == "cpu"
-    if whole is None or not plain or torch.compiler.is_compiling():
+    bits = bits_of(values)
+    if bits is None:
         return values.masked_fill_(~mask, 0.0)
-    bits, keep = values.view(whole), mask.view(torch.int8)
+    keep = mask.view(torch.int8)
     if not (bits.is_contiguous() and keep.is_contiguous()):
         bits.mul_(keep)
         return values
     for part, kept in zip(bits.view(-1).split(CHUNK), keep.view(-1).split(CHUNK), strict=True):
         part.mul_(kept)
     return values
+
+
+def same_where(one: Tensor, other: Tensor, mask: Tensor) -> bool:
+    """Whether two tensors hold the same wherever the mask is true.
+
+    >>> one, other = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])
+    >>> same_where(one, other, torch.tensor([True, False]))
+    True
+    """
+    bits, others = bits_of(one), bits_of(other)
+    if bits is None or others is None:
+        return not bool((one.ne(other) & mask).any())
+    if not (bits.is_contiguous() and others.is_contiguous() and mask.is_contiguous()):
+        return not bool((bits.ne(others) & mask).any())
+    flats = [values.view(-1).numpy() for values in (bits, others, mask)]
+    for start in range(0, one.numel(), CHUNK):
+        first, second, here = (values[start : start + CHUNK] for values in flats)
+        if np.logical_and(first != second, here).any():
+            return False
+    return True
+
+
+def bits_of(values: Tensor) -> Tensor | None:
+    """The same memory as integers; None where another class, a device or a compiler has it."""
+    whole = INTEGERS.get(values.dtype)
+    plain = type(values) in (Tensor, nn.Parameter, Watched) and values.device.type == "cpu"
+    if whole is None or not plain or torch.compiler.is_compiling():
+        return None
+    return values.view(whole)
 
 
 WHOLE = 1 << 16  # a layer with no more entries is looked at entirely
