@@ -1,6 +1,6 @@
 """The optimizer step of sparse training here and in public libraries, in one run.
 
-    python benchmarks/peers.py           # one thread, about 10 minutes
+    python benchmarks/peers.py           # one thread, about 2 minutes
 
 Needs rigl-torch 0.5.2 and torchao 0.18.0 (``pip install --no-deps rigl-torch torchao==0.18.0``); a
 peer that is not installed is named in the data file. sparselab has linear layers only and computes
@@ -15,6 +15,7 @@ Writes benchmarks/results/peers.json.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 import warnings
@@ -159,13 +160,16 @@ def compare(optimizer: str, sparsity: float, rounds: int) -> list[dict[str, Any]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
     reuse_memory()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows: list[dict[str, Any]] = []
     for optimizer in OPTIMIZERS:
         for sparsity in SPARSITIES:
-            rows += compare(optimizer, sparsity, rounds=9)
+            rows += compare(optimizer, sparsity, arguments.rounds)
             print(rows[-5:], flush=True)
     save("peers.json", {"machine": machine(), "rows": rows})
 

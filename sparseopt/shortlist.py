@@ -110,7 +110,7 @@ def bracket(
 
 
 def nth(values: np.ndarray[Any, Any], place: int) -> float:
-    """The value that sorting would bring to this place."""
+    """The value that sorting would bring to this place; the others change places."""
     values.partition(place)
     return float(values[place])
 

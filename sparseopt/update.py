@@ -97,7 +97,7 @@ def change(layer: Layer, masks: Sequence[Tensor], reset: bool) -> Change:
     settled, kept, active = masks
     # pruned by the first stage and grown by the second: new, even though it was active before
     carried = kept if reset else settled
-    if settled is not layer.mask:  # the first stage may have grown weights too
+    if carried is not layer.mask:  # the stages may have grown weights too
         carried = carried & layer.mask
     before, after = of_active(layer, kept), of_active(layer, active)
     left, nnz = count(before), count(active)

@@ -91,9 +91,9 @@ def dense_gradient(layer: Layer, hooks: Hooks, factors: dict[int, Tensor | None]
     dense = window.dense * factor
     if not (hooks.warned or is_sharded(grad)) and in_a_process_group():
         hooks.warned = was_rewritten(layer, grad, dense)
-    if layer.index is None:
-        return zero_inactive(dense, ~layer.mask).add_(active_part(layer, grad.detach()))
     now = active_part(layer, grad.detach())
+    if layer.index is None:
+        return zero_inactive(dense, ~layer.mask).add_(now)
     return dense.reshape(-1).index_copy_(0, layer.index, now).view(layer.shape)
 
 

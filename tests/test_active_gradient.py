@@ -51,6 +51,7 @@ READS: dict[str, Callable[[Tensor], Any]] = {
     "stack": lambda g: torch.stack([g, g]),
     "clone": lambda g: g.clone() + 1,
     "numpy": lambda g: torch.as_tensor(g.numpy()),
+    "dlpack": lambda g: torch.from_dlpack(g.detach()),
     "list": lambda g: torch.tensor(g.tolist()),
     "out": lambda g: torch.mul(g, 2, out=torch.empty(g.shape)),
     "add to": lambda g: torch.ones(g.shape).add_(g),

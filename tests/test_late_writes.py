@@ -136,17 +136,38 @@ def test_an_update_ranks_what_was_written_to_a_layer_without_a_gradient(storage)
 
 
 @pytest.mark.parametrize("storage", ["masked", "compact"])
-def test_grown_weights_are_zero_where_a_write_through_data_was_overlooked(storage, monkeypatch):
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_grown_weights_are_zero_where_a_write_through_data_was_overlooked(
+    steps, storage, monkeypatch
+):
     monkeypatch.setattr(masked, "zero_at_sentinels", lambda *_: True)
     model = mlp()
-    optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "set", storage=storage)
-    train(model, optimizer, 1)
+    optimizer = sparse(
+        model, SGD(model.parameters(), lr=0.1), "set", storage=storage, update_every=20
+    )
+    train(model, optimizer, 2)
     for layer in optimizer.layers:
         layer.weight.data[~layer.mask] = 3.0
+    train(model, optimizer, steps)
     before = optimizer.masks["0.weight"].clone()
     optimizer.update_topology()
     grown = optimizer.masks["0.weight"] & ~before
     assert grown.any() and (model[0].weight[grown] == 0).all()
+
+
+@pytest.mark.parametrize("compute", ["dense", "sparse"])
+def test_an_overlooked_write_through_data_is_undone_two_steps_later(compute, monkeypatch):
+    monkeypatch.setattr(masked, "zero_at_sentinels", lambda *_: True)
+    model = mlp()
+    optimizer = sparse(
+        model, SGD(model.parameters(), lr=0.1), "set", storage="compact", compute=compute
+    )
+    for _ in range(3):
+        train(model, optimizer, 2)
+        for layer in optimizer.layers:
+            layer.weight.data[~layer.mask] = 3.0
+        train(model, optimizer, 2)
+        assert_zeros(optimizer)
 
 
 def clip_weights(model):  # of a Wasserstein critic (Arjovsky et al. 2017, algorithm 1)

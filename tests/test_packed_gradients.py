@@ -15,6 +15,7 @@ from sparseopt import SparseOptimizer
 from sparseopt.algorithms import rigl
 from sparseopt.layers import Layer
 from sparseopt.scores import Context, score
+from sparseopt.storage import state as storage_state
 from sparseopt.storage.active_gradient import (
     WORTH_PACKING,
     ActiveGradient,
@@ -257,3 +258,44 @@ def test_every_inactive_entry_is_looked_at_in_two_laps(entries: int) -> None:
         assert not all(zero_at_sentinels(weight, layer, turn) for turn in range(turns)), place
         weight[place] = 0.0
     assert all(zero_at_sentinels(weight, layer, turn) for turn in range(turns))
+
+
+class HalvesAndFailsOnce(torch.optim.SGD):
+    """Writes its gradients in place, and has to be called again."""
+
+    failed = False
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.grad.mul_(0.5)
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("once")
+        return super().step(closure)
+
+
+def test_a_step_made_again_grows_by_the_gradients_that_its_inner_optimizer_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(storage_state, "ELEMENTWISE", {HalvesAndFailsOnce})
+    norms = []
+
+    @score(needs_gradient=True)
+    def noting(layer: Layer, context: Context) -> Tensor:
+        norms.append(layer.gradient.norm())
+        return layer.gradient.abs()
+
+    for storage in ("masked", "compact"):
+        torch.manual_seed(0)
+        model = nn.Linear(256, 256).double()
+        optimizer = SparseOptimizer(
+            HalvesAndFailsOnce(model.parameters(), lr=0.1),
+            dataclasses.replace(rigl(0.8), grow=noting),
+            model=model, storage=storage, update_every=1,
+        )  # fmt: skip
+        model(torch.ones(2, 256, dtype=torch.float64)).square().mean().backward()
+        with pytest.raises(RuntimeError, match="once"):
+            optimizer.step()
+        optimizer.step()
+    torch.testing.assert_close(*norms, rtol=1e-9, atol=0)

@@ -37,6 +37,7 @@ from sparseopt.layers import Layer
 from sparseopt.schedules import Constant, Cosine, Linear, Polynomial
 from sparseopt.scores import Context, MagnitudeGradient, gradient, magnitude, score
 from sparseopt.select import top_k
+from sparseopt.update import drop_each, grow_each, lacking
 
 NAME = "0.0"
 # few distinct values: ties, zeros and signs are common
@@ -387,3 +388,45 @@ def test_the_mask_keeps_its_address_through_updates():
     train(model, optimizer, 5)
     assert [mask.data_ptr() for mask in optimizer.masks.values()] == addresses
     assert optimizer.updates == 5
+
+
+def with_places_that_were_not_active(layers, settled, algorithm, levels, context):
+    """An exchange that counts some of what it grows among what it kept."""
+    kept = []
+    dropped = drop_each(layers, settled, algorithm, levels, context)
+    for layer, mask in zip(layers, dropped, strict=True):
+        free = (~(mask | layer.mask)).view(-1).nonzero().view(-1)
+        kept.append(mask.view(-1).index_fill(0, free[:2], True).view(mask.shape))
+    return kept, grow_each(layers, kept, lacking(layers, settled, kept), algorithm, context)
+
+
+@pytest.mark.parametrize("regrow", ["keep", "reset"])
+def test_what_an_exchange_calls_kept_without_being_active_is_grown(regrow):
+    algorithm = Algorithm(
+        0.7, drop_fraction=Constant(0.4), exchange=with_places_that_were_not_active,
+        regrow_same=regrow,
+    )  # fmt: skip
+    results = []
+    for storage in ("masked", "compact"):
+        model = mlp()
+        inner = SGD(model.parameters(), lr=0.1, momentum=0.9)
+        optimizer = SparseOptimizer(
+            inner, algorithm, model=model, storage=storage, update_every=2, total_steps=40
+        )
+        train(model, optimizer, 7)
+        assert_zeros(optimizer)
+        results.append([layer.weight.detach().clone() for layer in optimizer.layers])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_masks_written_in_place_are_refused_before_weights_move():
+    model = mlp()
+    optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "set", storage="compact")
+    train(model, optimizer, 1)
+    layer = optimizer.layers[0]
+    before, free = layer.weight.detach().clone(), (~layer.mask).nonzero()[0]
+    layer.mask[tuple(free)] = True
+    with pytest.raises(RuntimeError, match="mask of '0.weight' was written in place"):
+        optimizer.update_topology()
+    assert torch.equal(layer.weight, before)

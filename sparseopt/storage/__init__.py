@@ -23,7 +23,7 @@ __all__ = ["ELEMENTWISE", "NEUTRAL", "Compact", "Masked", "choose_storage", "zer
 # Where compact storage was measured to be the faster one (benchmarks/speed.py, one thread): at or
 # below these densities, for networks of at least so many sparse weights. A light rule (SGD, fused
 # kernels) passes over memory so few times that gathering pays late.
-FEWEST_WEIGHTS = {"light": 1_000_000, "heavy": 1 << 16}
+FEWEST_WEIGHTS = {"light": 400_000, "heavy": 1 << 16}
 HIGHEST_DENSITY = {"sgd": 0.45, "fused": 0.35, "heavy": 0.9}
 
 

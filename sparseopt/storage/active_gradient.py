@@ -21,6 +21,7 @@ __all__ = [
     "holds_active_only",
     "is_packable",
     "pack",
+    "take_values",
     "writes_of",
 ]
 
@@ -32,7 +33,7 @@ aten = torch.ops.aten
 class Held:
     """What a gradient and its aliases share: active values, or all of them once they were asked.
 
-    ``writes`` counts how often the values were written: nobody gets hold of them but by operators.
+    ``writes`` counts how often the values may have been written, by operators or who took them.
     """
 
     def __init__(self, values: Tensor | None, index: Tensor, dense: Tensor | None = None) -> None:
@@ -112,6 +113,9 @@ class ActiveGradient(Tensor):
     def data_ptr(self) -> int:
         return self.to_plain().data_ptr()
 
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.to_plain().__dlpack__(*args, **kwargs)
+
     def untyped_storage(self) -> Any:
         return self.to_plain().untyped_storage()
 
@@ -136,6 +140,14 @@ def active_values(grad: Tensor, index: Tensor | None) -> Tensor | None:
     if isinstance(grad, ActiveGradient) and grad.held.dense is None and grad.held.index is index:
         return grad.held.values
     return None
+
+
+def take_values(grad: Tensor, index: Tensor) -> Tensor | None:
+    """The same for one who may write them."""
+    values = active_values(grad, index)
+    if values is not None:
+        grad.held.writes += 1  # type: ignore[attr-defined]
+    return values
 
 
 def writes_of(grad: Tensor) -> int:

@@ -18,7 +18,7 @@ from ..layers import Layer
 from ..positions import compress, count, positions
 from ..update import Change
 from ..watched import Watch, release_all, untouched
-from .active_gradient import active_values
+from .active_gradient import take_values
 from .deferred import Deferred, defer, settle, stamp
 from .masked import Masked
 from .packed import Packed, at, can_pack, gather, scatter, unflat
@@ -98,7 +98,7 @@ class Compact(Masked):
             if not packed.unwritten(weight):
                 self.write_back(layer)
                 gather(weight.detach(), weight, packed.index, packed.values.detach())
-            packed.values.grad = active_values(grad, packed.index)
+            packed.values.grad = take_values(grad, packed.index)
             if packed.values.grad is None:  # a dense one
                 packed.values.grad = packed.values.new_empty(len(packed.index))
                 gather(grad.detach(), weight, packed.index, packed.values.grad)
@@ -196,15 +196,25 @@ class Compact(Masked):
 
     def is_clean(self, layer: Layer) -> bool:
         packed = self.packed.get(layer.key)
-        if isinstance(layer.weight, Deferred):
-            return packed is not None and packed.awaited_by(layer.weight)
-        if packed is not None and packed.unwritten(layer.weight):  # not even through .data
-            return self.clean_at.get(layer.key) == stamp(layer.weight)
-        return super().is_clean(layer)
+        if packed is not None and packed.unwritten(layer.weight):
+            return packed.clean  # else a write from before may have been overlooked
+        if packed is not None:
+            packed.clean = False
+        return not isinstance(layer.weight, Deferred) and super().is_clean(layer)
 
     def mask_weights(self, layer: Layer) -> None:
-        self.write_back(layer)
-        super().mask_weights(layer)
+        packed, weight = self.packed.get(layer.key), layer.weight
+        known = packed is not None and packed.unwritten(weight)
+        self.write_back(layer, watch=known)
+        with untouched():
+            super().mask_weights(layer)
+        if packed is None:
+            return
+        packed.clean = True
+        if known:  # its active entries are what they were
+            same = packed.seen == packed.left
+            packed.left = stamp(weight)
+            packed.seen = packed.left if same else None
 
     def reread(self, layer: Layer) -> None:
         """Forget what is known of the weight: it is read again when it is needed."""
@@ -285,7 +295,7 @@ class Compact(Masked):
             super().carry_out(change, grown_state)
         new = self.packed.get(layer.key)
         if known and old is not None and new is not None:  # what it writes is known as well
-            new.left = stamp(weight)
+            new.left, new.clean = stamp(weight), old.clean
             new.seen = new.left if zeros else None
         elif known:
             release_all([weight])
@@ -294,24 +304,18 @@ class Compact(Masked):
         """Carry values and state to their new places; grown ones are zero, with neutral state."""
         layer, weight = change.layer, change.layer.weight
         old, entries = self.packed.get(layer.key), list(self._entries(layer))
-        now, carried = flat(change.mask, weight), flat(change.carried, weight)
-        staying = change.lasting if weight.is_contiguous() else None
-        if staying is None:
-            staying = at(now & carried, old)
-        elif change.carried is not layer.mask:  # some start again
-            staying = staying & at(carried, old)
-        index = positions(now)
-        survived = carried.index_select(0, index)
-        lost = positions(~staying)
-        if old is not None:
-            lost = old.index.index_select(0, lost)
-            if not old.unwritten(weight):  # where weights grow, some may not be zero
-                lost = torch.cat([lost, compress(index, ~survived)])
-        flat(weight, weight).index_fill_(0, lost, 0.0)
+        staying, survived, index = self._places(change)
+        source, target = positions(staying), positions(survived)
+        if len(source) != len(target):
+            raise RuntimeError(
+                f"the mask of {layer.name!r} was written in place since the last update: masks "
+                "are the optimizer's own; start from other ones with topology=, or exchange "
+                "weights in a recipe"
+            )
+        flat(weight, weight).index_fill_(0, self._to_zero(layer, ~staying, index, ~survived), 0.0)
         layer.set_mask(change.mask, change.nnz)
         self._repack(layer, index)
         new = self.packed.get(layer.key)
-        source, target = positions(staying), positions(survived)
 
         def moved(value: Tensor, neutral: float) -> Tensor:
             there = value.new_full((layer.nnz,), neutral)
@@ -321,10 +325,32 @@ class Compact(Masked):
         for key, value, neutral in entries:
             there = moved(value, neutral)
             if grown_state == "mean" and neutral == 0.0:
-                there.masked_fill_(~survived, mean_of(there, survived))
+                there.masked_fill_(~survived, mean_of(there, len(target)))
             self.inner.state[weight][key] = unflat(there, weight) if new is None else there
         if old is not None and new is not None:
             new.values.copy_(moved(old.values.detach(), 0.0))
+
+    def _places(self, change: Change) -> tuple[Tensor, Tensor, Tensor]:
+        """Which active values stay, which of the new ones they are, and where these lie."""
+        layer, weight = change.layer, change.layer.weight
+        old = self.packed.get(layer.key)
+        now, carried = flat(change.mask, weight), flat(change.carried, weight)
+        staying = change.lasting if weight.is_contiguous() else None
+        if staying is None:
+            staying = at(now & carried, old)
+        elif change.carried is not layer.mask:  # some start again
+            staying = staying & at(carried, old)
+        index = positions(now)
+        return staying, carried.index_select(0, index), index
+
+    def _to_zero(self, layer: Layer, lost: Tensor, index: Tensor, grown: Tensor) -> Tensor:
+        """Where values are lost; where others are grown too, unless it is known to be zero."""
+        old, places = self.packed.get(layer.key), positions(lost)
+        if old is None:
+            return places
+        places = old.index.index_select(0, places)
+        known = old.clean and old.unwritten(layer.weight)
+        return places if known else torch.cat([places, compress(index, grown)])
 
     def _entries(self, layer: Layer) -> Iterator[tuple[str, Tensor, float]]:
         packed = self.packed.get(layer.key)

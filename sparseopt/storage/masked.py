@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ..bias_correction import BORN, BiasCorrection, Moments, mark_grown
 from ..layers import Layer
+from ..positions import count
 from ..update import Change
 from .active_gradient import active_values
 from .deferred import stamp
@@ -76,8 +77,10 @@ class Masked:
         self, layer: Layer, weight: Tensor, grad: Tensor, pick: Callable[[Tensor], Tensor]
     ) -> None:
         """Give weights grown late a bias correction of their own, if the recipe asks for it."""
+        if BORN not in layer.extras:
+            return
         state = state_of(self.inner).get(weight, {})
-        if BORN in layer.extras and "exp_avg" in state:
+        if "exp_avg" in state:
             moments = Moments(state, weight, grad, pick(layer.extras[BORN]))
             self.correction.stretch(moments, self.group(layer))
 
@@ -151,7 +154,8 @@ class Masked:
         staying = change.mask & change.carried
         for _, value, neutral in self._entries(layer):
             zero_inactive(value, staying)
-            grown = mean_of(value, staying) if grown_state == "mean" and not neutral else neutral
+            mean = grown_state == "mean" and neutral == 0.0
+            grown = mean_of(value, count(staying)) if mean else neutral
             if neutral:
                 value.masked_fill_(~change.mask, neutral)
             if grown:

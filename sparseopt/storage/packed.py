@@ -27,6 +27,7 @@ class Packed:
     strides: tuple[int, ...]  # of the weight
     seen: tuple[int, int] | None = None  # the weight whose active entries the values were last
     left: tuple[int, int] | None = None  # the same, as the last step left it
+    clean: bool = False  # all inactive entries were looked at, and nobody wrote since
 
     def awaited_by(self, weight: Tensor) -> bool:
         """Whether the weight has been read by nobody, and so written by nobody, since the step."""

@@ -106,7 +106,10 @@ def zero_at_sentinels(values: Tensor, layer: Layer, turn: int) -> bool:
         return False
     with untouched():  # only read
         seen, active = sample(flat(values, weight), turn), sample(flat(mask, weight), turn)
-    return not bool(seen.ne(0).gt(active).any())
+        bits = bits_of(seen.detach())
+    if bits is None:
+        return not bool(seen.ne(0).gt(active).any())
+    return not np.greater(bits.numpy() != 0, active.numpy()).any()
 
 
 def sample(values: Tensor, turn: int) -> Tensor:
