@@ -312,7 +312,8 @@ class Compact(Masked):
                 "are the optimizer's own; start from other ones with topology=, or exchange "
                 "weights in a recipe"
             )
-        flat(weight, weight).index_fill_(0, self._to_zero(layer, ~staying, index, ~survived), 0.0)
+        zero = self._to_zero(layer, ~staying, index, ~survived)  # before a view holds the weight
+        flat(weight, weight).index_fill_(0, zero, 0.0)
         layer.set_mask(change.mask, change.nnz)
         self._repack(layer, index)
         new = self.packed.get(layer.key)
