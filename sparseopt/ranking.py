@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .gathered import gathered, seen_by
 from .layers import Layer
-from .positions import compress, count, positions
+from .positions import count, positions
 from .scores import Context, Score
 from .select import choose, choose_across, top_k, top_k_across
 from .shards import is_sharded, local, part_of, shard_like, whole
@@ -118,7 +118,7 @@ def best_of_few(
     worth = score(entries(layer, score, index), context)
     chosen = select_by(select, worth, k, context, layer, purpose)
     mask = among.clone(memory_format=torch.contiguous_format)
-    mask.view(-1).index_fill_(0, compress(index, ~chosen), False)
+    mask.view(-1).index_fill_(0, pick(index, positions(~chosen)), False)
     return mask
 
 

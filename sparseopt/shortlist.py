@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .positions import count, true_entries
+from .positions import true_entries
 from .select import top_k
 from .watched import values_of
 
@@ -58,12 +58,14 @@ def best_of_many(
     seen = SimpleNamespace(name=layer.name, weight=values_of(layer.weight), gradient=layer.gradient)
     low, high = bracket(seen, score, among, k, context)
     chosen = torch.empty_like(among)
-    places, worths, listed = [], [], 0
+    places, worths, listed, missing = [], [], 0, k
     for start in range(0, layer.numel, CHUNK):
         part = partial(stretch, start=start)
         worth = scores_at(seen, score, part, context)
         above = np.greater(worth, high, out=part(chosen).numpy())
         between = np.equal(worth < low, above)  # NaN too: the ranking will refuse it
+        np.logical_and(above, part(among).numpy(), out=above)
+        missing -= int(np.count_nonzero(above))
         found = true_entries(between)
         listed += len(found)
         if listed > MOST * layer.numel:
@@ -73,8 +75,6 @@ def best_of_many(
     place, worth = np.concatenate(places), np.concatenate(worths)
     candidates = among.view(-1).numpy()[place]
     place, worth = place[candidates], worth[candidates]
-    chosen.logical_and_(among)
-    missing = k - count(chosen)
     if not 0 <= missing <= len(place):
         return None
     taken = top_k(torch.from_numpy(worth), missing).numpy()
