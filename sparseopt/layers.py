@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .positions import count
-from .shards import refuse_placement, shard_like
+from .refusals import refuse_flattened, refuse_unsupported
+from .shards import shard_like
 
-__all__ = ["Layer", "Pattern", "Selection", "counterparts", "refuse_unsupported", "wrapped"]
+__all__ = ["Layer", "Pattern", "Selection", "counterparts", "wrapped"]
 
 logger = logging.getLogger("sparseopt")
 
@@ -42,7 +43,6 @@ class Layer:
         name: Dotted name of the parameter, or ``"<group>.<index>"`` where names are unknown.
         weight: The parameter itself; inactive entries are exactly zero.
         mask: Boolean tensor of the weight's shape, true where active; updated in place.
-        nnz: Number of active weights.
         key: Position in the optimizer: (parameter group, index in the group).
         index: Positions of the active weights, row-major, where the storage keeps them.
         values: The active weights at ``index``, while an update runs, where the storage has them.
@@ -94,9 +94,9 @@ class Layer:
         return self.nnz == self.numel
 
     def set_mask(self, mask: Tensor, nnz: int | None = None) -> None:
-        """Make ``mask`` the topology, in place: compiled steps and CUDA graphs keep its address.
+        """Make ``mask``, with ``nnz`` true entries if that is known, the topology.
 
-        ``nnz`` is how many of its entries are true, if that is known.
+        In place: compiled steps and CUDA graphs keep its address.
         """
         self.mask.copy_(shard_like(mask, self.mask))
         self.nnz = count(self.mask) if nnz is None else nnz
@@ -377,28 +377,3 @@ def counterparts(
                 "the model that is trained (and model= when building the SparseOptimizer)"
             )
     return [(layer, named[layer.name]) for layer in layers]
-
-
-def refuse_flattened(name: str, weight: Tensor) -> None:
-    """Raise TypeError for parameters that have lost their shape, and with it their layer."""
-    if type(weight).__name__ == "FlatParameter" or hasattr(weight, "_fsdp_flattened"):
-        raise TypeError(
-            f"parameter {name!r} is a flat parameter of FSDP1, which mixes layers: use FSDP2 "
-            "(torch.distributed.fsdp.fully_shard)"
-        )
-    if hasattr(weight, "ds_id"):
-        raise TypeError(
-            f"parameter {name!r} is partitioned by DeepSpeed ZeRO-3: use ZeRO stage 1 or 2, or "
-            "FSDP2"
-        )
-
-
-def refuse_unsupported(name: str, weight: Tensor) -> None:
-    """Raise TypeError for parameters that cannot be masked entry by entry in one process."""
-    refuse_flattened(name, weight)
-    refuse_placement(name, weight)
-    if weight.is_quantized or weight.layout != torch.strided:
-        raise TypeError(
-            f"parameter {name!r} is {weight.layout}{', quantized' if weight.is_quantized else ''}: "
-            "only ordinary strided weights can be sparse; exclude it"
-        )

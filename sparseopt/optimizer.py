@@ -19,10 +19,11 @@ from .compute.engine import Engine, check_compute, dense_compute, storage_for
 from .distributions import check_sparsity
 from .gradients import Hooks, refuse_gradients
 from .history import Record, Run
-from .layers import Layer, Pattern, Selection, counterparts, refuse_unsupported, wrapped
+from .layers import Layer, Pattern, Selection, counterparts, wrapped
 from .persistence import Persistence
 from .pools import Pool, check_length, check_names
 from .progress import check_whole
+from .refusals import refuse_unsupported
 from .shards import shard_like
 from .storage import Compact, choose_storage
 from .watched import release_all, untouched, with_fast_paths
