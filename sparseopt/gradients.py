@@ -115,7 +115,7 @@ class Hooks:
             with torch.no_grad():
                 self.accumulate(layer)
             return
-        grad = layer.weight.grad
+        grad = gradient_of(layer)
         if grad is None or not self.watches(layer):
             return
         refuse_gradient(layer.name, grad)
@@ -189,14 +189,14 @@ class Hooks:
 
     def mask(self, layer: Layer) -> None:
         """Zero the inactive entries of the gradient, unless that is what was done to it last."""
-        grad = layer.weight.grad
+        grad = gradient_of(layer)
         if grad is None or layer.dense:
             return  # a dense layer's gradient is the dense gradient
-        last = self.masked.get(id(layer))
-        seen = last is not None and last[0]() is grad and last[1] == version(grad)
         if holds_active_only(grad):  # from sparse compute: there is nothing else in it
             self.masked[id(layer)] = (weakref.ref(grad), version(grad))
             return
+        last = self.masked.get(id(layer))
+        seen = last is not None and last[0]() is grad and last[1] == version(grad)
         if seen and zero_at_sentinels(grad.detach(), layer, self.turn):
             return
         if self.packs(layer, grad):
@@ -284,6 +284,11 @@ def in_a_nested_backward() -> bool:
     return False
 
 
+def gradient_of(layer: Layer) -> Tensor | None:
+    with untouched():  # asks for no values
+        return layer.weight.grad
+
+
 def mask_gradient(layer: Layer, grad: Tensor) -> Tensor:
     """The gradient with zeros at inactive entries; in place where autograd allows it."""
     if grad.requires_grad:  # backward(create_graph=True)
@@ -293,9 +298,8 @@ def mask_gradient(layer: Layer, grad: Tensor) -> Tensor:
 
 def refuse_gradients(layers: Sequence[Layer]) -> None:
     """Raise TypeError, naming the parameter, for gradients that cannot be masked by entry."""
-    with untouched():  # asks for no values
-        grads = [layer.weight.grad for layer in layers]
-    for layer, grad in zip(layers, grads, strict=True):
+    for layer in layers:
+        grad = gradient_of(layer)
         if grad is not None:
             refuse_gradient(layer.name, grad)
 

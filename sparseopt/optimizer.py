@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections import defaultdict
@@ -218,7 +219,10 @@ class SparseOptimizer(Persistence):
         """Reset the gradients of all parameters, and what was collected of them."""
         self._bind()  # parameters replaced since then have their gradients masked from here on
         self._hooks.forget()
-        self._inner.zero_grad(set_to_none)
+        zero = self._inner.zero_grad
+        plain = set_to_none and getattr(zero, "__func__", None) is Optimizer.zero_grad
+        with untouched() if plain else contextlib.nullcontext():  # torch's own asks for no values
+            zero(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with masks of their own at the density that the schedule has now.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from sparse_pairs import (
     wrap,
 )
 from torch import Tensor, nn
+
+from sparseopt.storage.deferred import Deferred
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
 
@@ -247,3 +250,58 @@ def test_no_thread_reads_a_weight_that_another_one_is_writing() -> None:
             train(model, optimizer, 1)
             read = list(pool.map(lambda _: model[0].weight.detach().clone(), range(8)))
             assert all(torch.equal(one, model[0].weight) for one in read)
+
+
+# --- one call after another -----------------------------------------------------------------------
+
+
+def under_autocast(model: nn.Module, values: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(values)
+
+
+def with_another_bias(model: nn.Module, values: Tensor) -> Tensor:
+    model[0].bias = nn.Parameter(model[0].bias.detach().to(torch.bfloat16))
+    return model(values)
+
+
+class Doubling(Tensor):
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            found = func(*args, **kwargs or {})
+        return 2 * found if func is nn.functional.linear else found
+
+
+CIRCUMSTANCES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "autocast": under_autocast,
+    "vmap": lambda model, values: torch.func.vmap(model)(values[None])[0],
+    "another precision": lambda model, values: model(values.to(torch.bfloat16)),
+    "another bias": with_another_bias,
+    "too few features": lambda model, values: model(values[:, :-1]),
+    "none": lambda model, values: model(values[:0]),
+    "a subclass": lambda model, values: model(values.as_subclass(Doubling)).as_subclass(Tensor),
+}
+
+
+def outcome(call: Callable[[nn.Module, Tensor], Tensor], model: nn.Module, values: Tensor) -> Any:
+    try:
+        return call(model, values).detach()
+    except RuntimeError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", CIRCUMSTANCES)
+def test_what_was_found_in_one_call_is_not_taken_for_granted_in_another(name: str) -> None:
+    model, values = network(), torch.linspace(-1, 1, 40).view(2, 20)
+    train(model, optimizer := wrap(model), 3)
+    model(values)
+    assert optimizer.products["0.weight"] == "sparse" and type(model[0].weight) is Deferred
+    found = outcome(CIRCUMSTANCES[name], model, values)
+    with optimizer.dense_compute():
+        expected = outcome(CIRCUMSTANCES[name], copy.deepcopy(model), values)
+    if isinstance(expected, str):
+        assert found == expected
+    else:
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-2 if "auto" in name else 1e-10)

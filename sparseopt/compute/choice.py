@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..layers import Layer
 from ..storage.packed import Packed, scatter
+from ..watched import untouched
 from .linear import Product, Watcher
 from .structure import Structure
 
@@ -67,15 +68,21 @@ def pays(
     lower: torch.dtype | None = None,
 ) -> bool:
     """Whether sparse products were measured to be faster, for such a layer and so many rows."""
-    rows = values.numel() // values.shape[-1]
-    about = 2 ** (rows - 1).bit_length()  # one measurement serves up to twice as many rows
+    about = 1 << (rows_of(values) - 1).bit_length()  # one serves up to twice as many rows
     dtype, threads = lower or values.dtype, torch.get_num_threads()
-    training = torch.is_grad_enabled() and layer.weight.requires_grad
-    case = (structure.shape, round(layer.density, 2), about, dtype, threads, training)
-    if case not in MEASURED:
-        MEASURED[case] = measure(structure, module, values, training, dtype)
-    sparse, dense = MEASURED[case]
+    with untouched():
+        training = torch.is_grad_enabled() and layer.weight.requires_grad
+    case = (structure.shape, structure.density, about, dtype, threads, training)
+    seconds = MEASURED.get(case)
+    if seconds is None:
+        seconds = MEASURED[case] = measure(structure, module, values, training, dtype)
+    sparse, dense = seconds
     return sparse < GAIN * dense
+
+
+def rows_of(values: Tensor) -> int:
+    """How many vectors of features these are."""
+    return values.numel() // values.shape[-1]
 
 
 def measure(

@@ -15,7 +15,7 @@ from ..layers import Layer, wrapped
 from ..storage.compact import Compact
 from ..storage.packed import can_pack
 from ..storage.state import is_elementwise
-from .choice import HIGHEST_DENSITY, Choose, chooser, pays
+from .choice import HIGHEST_DENSITY, Choose, chooser, pays, rows_of
 from .linear import Forward, Watcher, following
 from .structure import Structure
 
@@ -144,6 +144,12 @@ class Engine(Watcher):
         hooks = self.hooks()
         return hooks is not None and hooks.collecting
 
+    def takes(self, layer: Layer, structure: Structure, module: nn.Linear, values: Tensor) -> bool:
+        """Whether sparse products are the better choice for so many rows."""
+        if self.choose is None:
+            return pays(layer, structure, module, values)
+        return self.choose(layer, rows_of(values))
+
     def structure(
         self, layer: Layer, module: nn.Linear, values: Tensor, lower: torch.dtype | None = None
     ) -> Structure | str:
@@ -151,16 +157,21 @@ class Engine(Watcher):
 
         ``lower`` is the precision that autocast would give the dense product.
         """
-        if self.choose is not None and not self.choose(layer, values.numel() // values.shape[-1]):
+        if self.choose is not None and not self.choose(layer, rows_of(values)):
             return "dense products were chosen"
+        last, slower = self.structures.get(layer.key), "dense products were measured to be faster"
+        if last is not None and last.packed is self.storage.packed.get(layer.key):
+            if self.choose is None and not pays(layer, last, module, values, lower):
+                return slower  # whatever the weight holds by now
         packed = self.storage.current(layer)
         if packed is None:
             return "all weights are active" if layer.dense else "inactive weights are not zero"
-        structure = self.structures.get(layer.key)
-        if structure is None or structure.packed is not packed:
+        if last is not None and last.packed is packed:
+            structure = last
+        else:
             structure = self.structures[layer.key] = Structure(packed, layer.weight)
-        if self.choose is None and not pays(layer, structure, module, values, lower):
-            return "dense products were measured to be faster"
+            if self.choose is None and not pays(layer, structure, module, values, lower):
+                return slower
         if layer.key not in self.traced:
             self.storage.deferring.add(layer.key)
         return structure

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layer
+from ..storage.deferred import awaits
 from ..watched import untouched
 
 if TYPE_CHECKING:
@@ -143,14 +144,22 @@ class Forward:
         self.engine = weakref.ref(engine)
         self.layer = layer
         self.obstacle: str | None = "its module was not called yet"
+        self.found: Found | None = None
 
     @torch.compiler.disable
     def __call__(self, input: Tensor) -> Tensor:
         module, engine = self.module(), self.engine()
         assert module is not None  # its own forward is being called
-        if engine is None or module.weight is not self.layer.weight:
+        layer, found = self.layer, self.found
+        if engine is None or module._parameters.get("weight") is not layer.weight:
             return nn.Linear.forward(module, input)
-        self.obstacle = obstacle(module, input)
+        if not torch.jit.is_tracing() and layer.dense:
+            self.obstacle = "all weights are active"
+            return nn.Linear.forward(module, input)
+        if found is not None and found.holds(layer.weight, module, input):
+            if engine.takes(layer, found.structure, module, input):
+                return self._multiply(module, engine, input, found.structure)
+        self.found, self.obstacle = None, obstacle(module, input)
         if self.obstacle is None:
             if torch.is_autocast_enabled("cpu") and input.dtype != torch.float64:
                 outputs = self._under_autocast(module, engine, input)
@@ -168,8 +177,15 @@ class Forward:
         if isinstance(structure, str):
             self.obstacle = structure
             return None
+        if lower is None:
+            self.found = Found(structure, input)
+        return self._multiply(module, engine, input, structure)
+
+    def _multiply(
+        self, module: nn.Linear, engine: Engine, input: Tensor, structure: Structure
+    ) -> Tensor:
         stay = self._goes_to_sparse() and not module._forward_hooks
-        return Product.apply(input, module.weight, module.bias, structure, engine, stay)
+        return Product.apply(input, self.layer.weight, module.bias, structure, engine, stay)
 
     def _under_autocast(self, module: nn.Linear, engine: Engine, input: Tensor) -> Tensor | None:
         """In float32, for which there are sparse products; the result has autocast's precision."""
@@ -190,6 +206,29 @@ class Forward:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return original_forward, (self.module(),)
+
+
+class Found:
+    """What the last call of a module found out, so that the next need not ask it all again."""
+
+    def __init__(self, structure: Structure, values: Tensor) -> None:
+        self.structure, self.values = structure, structure.packed.values
+        self.shape, self.dtype = values.shape, values.dtype
+
+    def holds(self, weight: Tensor, module: nn.Linear, values: Any) -> bool:
+        """Whether it is true of these inputs too: nobody has asked for the weight meanwhile."""
+        bias = module._parameters.get("bias")
+        return (
+            type(values) is Tensor
+            and not torch.jit.is_tracing()  # before anything is asked that a trace would record
+            and awaits(weight, self.values)
+            and values.shape == self.shape
+            and values.dtype is self.dtype
+            and values.is_cpu
+            and (bias is None or bias.dtype is self.dtype)
+            and not torch.is_autocast_enabled("cpu")
+            and not transformed()
+        )
 
 
 def original_forward(module: Any) -> Callable[[Tensor], Tensor]:

@@ -76,6 +76,7 @@ class Structure:
     def __init__(self, packed: Packed, weight: Tensor) -> None:
         self.packed = packed
         self.shape = tuple(weight.shape)
+        self.density = round(len(packed.index) / weight.numel(), 2)
         outputs, inputs = self.shape
         rows = torch.arange(outputs + 1) * inputs
         starts = torch.searchsorted(packed.index, rows).int()

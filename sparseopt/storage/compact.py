@@ -27,7 +27,7 @@ from .zeroing import flat
 
 __all__ = ["Compact"]
 
-WORTH_WATCHING = 1 << 15  # entries of a weight; to read fewer takes no longer than to ask
+WORTH_WATCHING = 1 << 13  # entries of a weight; smaller ones are read, so that no write escapes
 
 
 class Compact(Masked):

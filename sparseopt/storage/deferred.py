@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..watched import Watched, is_alone, untouched
 
-__all__ = ["Deferred", "can_defer", "defer", "settle", "stamp"]
+__all__ = ["Deferred", "awaits", "can_defer", "defer", "settle", "stamp"]
 
 lock = getattr(torch._C, "_set_storage_data_ptr_access_error_msg", None)
 unlock = getattr(torch._C, "_clear_storage_data_ptr_access_error_msg", None)
@@ -81,6 +81,14 @@ def defer(weight: Tensor, name: str, values: Tensor, index: Tensor) -> bool:
         weight.__class__ = Deferred
     torch.autograd.graph.increment_version(weight)
     return True
+
+
+def awaits(weight: Tensor | None, values: Tensor) -> bool:
+    """Whether it is a deferred parameter that gets these values: nobody has asked for it yet."""
+    if type(weight) is not Deferred:
+        return False
+    awaited = weight.__dict__.get("awaited")  # another thread may settle the weight at any time
+    return awaited is not None and awaited[0] is values
 
 
 def settle(weight: Tensor) -> bool:

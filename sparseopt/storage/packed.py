@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..layers import Layer
 from ..watched import is_watched
-from .deferred import Deferred, stamp
+from .deferred import awaits, stamp
 from .zeroing import INTEGERS, flat, memory_order
 
 __all__ = ["Packed", "at", "can_pack", "gather", "scatter", "unflat"]
@@ -29,13 +29,9 @@ class Packed:
     left: tuple[int, int] | None = None  # the same, as the last step left it
     clean: bool = False  # all inactive entries were looked at, and nobody wrote since
 
-    def awaited_by(self, weight: Tensor) -> bool:
-        """Whether the weight has been read by nobody, and so written by nobody, since the step."""
-        return isinstance(weight, Deferred) and self.seen == stamp(weight)
-
     def unwritten(self, weight: Tensor) -> bool:
         """Whether nobody can have written the weight since the step that left these values."""
-        if self.awaited_by(weight):
+        if awaits(weight, self.values):
             return True
         return is_watched(weight) and self.left == stamp(weight)
 
