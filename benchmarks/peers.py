@@ -10,6 +10,7 @@ The networks are those of speed.py: forward through ``sum(weight * slope)``, bac
 ``step`` is the optimizer's ``step()``; ``iteration`` is forward, backward and step, less the dense
 forward and backward, so that what a library does in hooks or parametrizations counts too. Both as
 ratios to the dense inner optimizer's step. Topologies are static: updates are not part of it.
+``inner`` is the share of our ``step()`` that the inner optimizer's own takes, by torch's profiler.
 Writes benchmarks/results/peers.json.
 """
 
@@ -125,6 +126,16 @@ class Runner:
         return middle - begin, time.perf_counter() - middle
 
 
+def inner_share(runner: Runner) -> float:
+    """How much of the step is spent inside the inner optimizer's own one."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        for _ in range(5):
+            runner.iteration()
+    steps = [one for one in seen.key_averages() if one.key.startswith("Optimizer.step#")]
+    inner, whole = sorted(one.cpu_time_total for one in steps)
+    return round(inner / whole, 3)
+
+
 def compare(optimizer: str, sparsity: float, rounds: int) -> list[dict[str, Any]]:
     runners: dict[str, Runner] = {}
     missing: dict[str, str] = {}
@@ -152,6 +163,7 @@ def compare(optimizer: str, sparsity: float, rounds: int) -> list[dict[str, Any]
         for peer, ours in times.items()
         if peer != "dense"
     ]
+    rows[0]["inner"] = inner_share(runners["sparseopt"])
     failed = [
         {"optimizer": optimizer, "sparsity": sparsity, "peer": peer, "problem": problem}
         for peer, problem in missing.items()
