@@ -204,8 +204,10 @@ def test_at_half_the_weights_only_a_dense_step_is_shorter_and_no_whole_iteration
         shorter = row["step"]["ratio"] < mine["step"]["ratio"]
         expected = peer == "torch.nn.utils.prune" and sparsity == 0.5
         assert shorter == (expected and optimizer != "AdamW foreach"), (optimizer, sparsity, peer)
+    says("storage.md", "nine tenths of it are the inner optimizer's own step")
     for optimizer in ("SGD momentum", "AdamW fused"):
-        assert found[optimizer, 0.5, "sparseopt"]["step"]["ratio"] < 1.1
+        mine = found[optimizer, 0.5, "sparseopt"]
+        assert mine["step"]["ratio"] < 1.1 and mine["inner"] > 0.9
 
 
 def test_updates_at_a_tenth_of_the_weights_cost_about_two_adam_steps():
