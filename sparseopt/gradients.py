@@ -11,6 +11,7 @@ processes that train different models under one process group are left alone.
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +35,7 @@ from .storage.active_gradient import (
     writes_of,
 )
 from .storage.zeroing import zero_at_sentinels, zero_inactive
-from .watched import untouched
+from .watched import ALONE, holders, untouched
 from .windows import Window, in_a_process_group
 
 __all__ = ["Hooks", "mask_gradient", "refuse_gradients"]
@@ -64,6 +65,7 @@ class Hooks:
         """Watch the layer's parameter; a second call moves the hook to a new parameter object."""
         if id(layer) in self.handles:
             self.handles[id(layer)].remove()
+        usual_references()  # asked for now, outside of a backward pass
         hook = _hook(weakref.ref(self), weakref.ref(layer))
         self.handles[id(layer)] = layer.weight.register_post_accumulate_grad_hook(hook)
         self.layers[id(layer)] = weakref.ref(layer)
@@ -115,12 +117,13 @@ class Hooks:
             with torch.no_grad():
                 self.accumulate(layer)
             return
+        held = is_held(layer)
         grad = gradient_of(layer)
         if grad is None or not self.watches(layer):
             return
         refuse_gradient(layer.name, grad)
         if not self.collecting:
-            self.mask(layer)
+            self.mask(layer, held)
             return
         last = self.windows.get(id(layer))
         if last is not None and last.added_to(grad):
@@ -144,10 +147,14 @@ class Hooks:
         """Keep a copy of the dense gradients, then mask them: also those that DDP brought alone."""
         for watched in self.layers.values():
             layer = watched()
-            if layer is not None and layer.weight.grad is not None and self.watches(layer):
-                self._collect_one(layer, layer.weight.grad)
+            if layer is not None and self.watches(layer):
+                self._collect_one(layer)
 
-    def _collect_one(self, layer: Layer, grad: Tensor) -> None:
+    def _collect_one(self, layer: Layer) -> None:
+        held = is_held(layer)
+        grad = gradient_of(layer)
+        if grad is None:
+            return
         last = self.windows.get(id(layer))
         added = id(layer) in self.added
         self.added.discard(id(layer))
@@ -155,9 +162,9 @@ class Hooks:
             return  # nothing was added in this backward pass
         refuse_gradient(layer.name, grad)
         dense = grad.detach()
-        if not self.packs(layer, grad):  # it is masked in place
+        if held or not self.packs(layer, grad):  # it is masked in place
             dense = dense.clone()
-        self.mask(layer)
+        self.mask(layer, held)
         grad = layer.weight.grad if layer.weight.grad is not None else grad
         self.windows[id(layer)] = Window(dense, weakref.ref(grad), version(grad), writes_of(grad))
         if id(layer) not in self.between and not is_sharded(grad):
@@ -187,8 +194,11 @@ class Hooks:
         if grad is not None:
             self.masked[id(layer)] = (weakref.ref(grad), version(grad))
 
-    def mask(self, layer: Layer) -> None:
-        """Zero the inactive entries of the gradient, unless that is what was done to it last."""
+    def mask(self, layer: Layer, held: bool = True) -> None:
+        """Zero the inactive entries of the gradient, unless that is what was done to it last.
+
+        ``held`` says that somebody may have got hold of it, and go on writing it.
+        """
         grad = gradient_of(layer)
         if grad is None or layer.dense:
             return  # a dense layer's gradient is the dense gradient
@@ -199,7 +209,7 @@ class Hooks:
         seen = last is not None and last[0]() is grad and last[1] == version(grad)
         if seen and zero_at_sentinels(grad.detach(), layer, self.turn):
             return
-        if self.packs(layer, grad):
+        if not held and self.packs(layer, grad):
             grad = pack(grad, layer.index)
         else:
             grad = mask_gradient(layer, self._unpacked(layer, grad))
@@ -282,6 +292,39 @@ def in_a_nested_backward() -> bool:
         started = started or frame.f_code is _engine_run_backward.__code__
         frame = frame.f_back
     return False
+
+
+def is_held(layer: Layer) -> bool:
+    """Whether another hook took the gradient, so that it has to stay the tensor that it is."""
+    if layer.index is None or torch.compiler.is_compiling():
+        return True  # it will not be packed
+    grad = gradient_of(layer)
+    if type(grad) is not Tensor:
+        return False
+    (seen, memory), (usual, alone) = references(grad), usual_references()
+    return seen > usual or (alone == ALONE[0] and memory > alone)
+
+
+def references(value: Tensor) -> tuple[int, int]:
+    """How many refer to a tensor, and how many tensors and storages to its memory."""
+    memory = value.untyped_storage()
+    return sys.getrefcount(value), 0 if holders is None else holders(memory._cdata)
+
+
+@functools.cache
+def usual_references() -> tuple[int, int]:
+    """The same of a gradient that autograd has just made; torch before 2.12 holds more of them."""
+    found = []
+
+    def hook(weight: Tensor) -> None:
+        grad: Any = weight.grad
+        found.append(references(grad))
+
+    with torch.inference_mode(False), torch.enable_grad():
+        weight = torch.ones(1, requires_grad=True)
+        weight.register_post_accumulate_grad_hook(hook)
+        (2 * weight).sum().backward()
+    return found[0]
 
 
 def gradient_of(layer: Layer) -> Tensor | None:

@@ -33,6 +33,7 @@ from .wrapper import check_inner
 __all__ = ["SparseOptimizer"]
 
 logger = logging.getLogger("sparseopt")
+ZERO_GRAD = Optimizer.zero_grad  # torch's own, whatever takes its place later
 
 
 class SparseOptimizer(Persistence):
@@ -220,7 +221,7 @@ class SparseOptimizer(Persistence):
         self._bind()  # parameters replaced since then have their gradients masked from here on
         self._hooks.forget()
         zero = self._inner.zero_grad
-        plain = set_to_none and getattr(zero, "__func__", None) is Optimizer.zero_grad
+        plain = set_to_none and getattr(zero, "__func__", None) is ZERO_GRAD
         with untouched() if plain else contextlib.nullcontext():  # torch's own asks for no values
             zero(set_to_none)
 

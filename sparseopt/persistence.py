@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -85,6 +86,9 @@ class Persistence(Evolution):
         if saved.run.get(checkpoint.STATELESS):
             self._inner.state.clear()
         self._take_up(saved)
+        # torch takes the tensors as they are: training would go on in those of the checkpoint
+        state = state_of(self._inner)
+        state.update({weight: copy.deepcopy(entry) for weight, entry in state.items()})
 
     @torch.no_grad()
     def _take_up(self, saved: checkpoint.Saved) -> None:

@@ -21,6 +21,7 @@ from sparse_pairs import (
     wrap,
 )
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from sparseopt.storage.deferred import Deferred
 
@@ -260,9 +261,19 @@ def under_autocast(model: nn.Module, values: Tensor) -> Tensor:
         return model(values)
 
 
-def with_another_bias(model: nn.Module, values: Tensor) -> Tensor:
-    model[0].bias = nn.Parameter(model[0].bias.detach().to(torch.bfloat16))
-    return model(values)
+def with_bias(bias: Tensor, parameter: bool) -> Callable[[nn.Module, Tensor], Tensor]:
+    def call(model: nn.Module, values: Tensor) -> Tensor:
+        del model[0].bias
+        model[0].bias = nn.Parameter(bias) if parameter else bias
+        return model(values)
+
+    return call
+
+
+def tangent(model: nn.Module, values: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        outputs = model(forward_ad.make_dual(values, torch.ones_like(values)))
+        return forward_ad.unpack_dual(outputs).tangent
 
 
 class Doubling(Tensor):
@@ -277,7 +288,12 @@ CIRCUMSTANCES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "autocast": under_autocast,
     "vmap": lambda model, values: torch.func.vmap(model)(values[None])[0],
     "another precision": lambda model, values: model(values.to(torch.bfloat16)),
-    "another bias": with_another_bias,
+    "another bias": with_bias(torch.zeros(32, dtype=torch.bfloat16), parameter=True),
+    "a bias that is no parameter": with_bias(torch.zeros(32, dtype=torch.bfloat16), False),
+    "one bias for all": with_bias(torch.tensor(0.5, dtype=torch.float64), parameter=True),
+    "forward mode": tangent,
+    "sparse": lambda model, values: model(values.to_sparse_csr()),
+    "nested": lambda model, values: model(torch.nested.as_nested_tensor([values]))[0],
     "too few features": lambda model, values: model(values[:, :-1]),
     "none": lambda model, values: model(values[:0]),
     "a subclass": lambda model, values: model(values.as_subclass(Doubling)).as_subclass(Tensor),
@@ -291,6 +307,11 @@ def outcome(call: Callable[[nn.Module, Tensor], Tensor], model: nn.Module, value
         return str(error)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Sparse CSR tensor support",
+    "ignore:The PyTorch API of nested",
+    "ignore:.*jit.script. is deprecated",  # torch's own, for forward mode
+)
 @pytest.mark.parametrize("name", CIRCUMSTANCES)
 def test_what_was_found_in_one_call_is_not_taken_for_granted_in_another(name: str) -> None:
     model, values = network(), torch.linspace(-1, 1, 40).view(2, 20)

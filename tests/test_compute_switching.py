@@ -23,6 +23,7 @@ from sparse_pairs import (
     wrap,
 )
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sparseopt import SparseOptimizer
 from sparseopt.compute import MEASURED
@@ -157,6 +158,46 @@ def test_a_callable_chooses_by_layer_and_rows(monkeypatch: pytest.MonkeyPatch) -
     assert computes_sparsely(model, torch.ones(5, 20), monkeypatch) == 1
     assert computes_sparsely(model, torch.ones(2, 3, 20), monkeypatch) == 1
     train(model, optimizer, 5)
+
+
+def test_a_callable_is_asked_once_in_a_call() -> None:
+    model, asked = network(), []
+    optimizer = wrap(model, compute=lambda layer, rows: asked.append(layer.name) or len(asked) < 16)
+    train(model, optimizer, 5)
+    assert asked == 5 * ["0.weight", "2.weight", "4.weight"]
+    model(torch.ones(2, 20))
+    assert len(asked) == 18
+    assert set(optimizer.products.values()) == {"dense: dense products were chosen"}
+
+
+CHANGES: dict[str, Callable[[nn.Module], Any]] = {
+    "type": lambda model: model.float(),
+    "memory order": lambda model: setattr(
+        model[0].weight, "data", model[0].weight.data.t().contiguous().t()
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_auto_measures_what_the_weight_is_now(change: str) -> None:
+    model = network()
+    optimizer = wrap(model, compute="auto")
+    train(model, optimizer, 3)
+    CHANGES[change](model)
+    MEASURED.clear()
+    values = torch.linspace(-1, 1, 180, dtype=model[2].weight.dtype).view(9, 20)
+    found = model(values)
+    with optimizer.dense_compute():
+        torch.testing.assert_close(found, model(values), rtol=1e-5, atol=1e-6)
+
+
+def test_auto_may_measure_inside_a_checkpoint() -> None:
+    model, inputs = network(), torch.ones(3, 20, requires_grad=True)
+    optimizer = wrap(model, compute="auto")
+    MEASURED.clear()
+    checkpoint(model, inputs, use_reentrant=False).sum().backward()
+    assert MEASURED
+    optimizer.step()
 
 
 def test_auto_follows_its_measurements(monkeypatch: pytest.MonkeyPatch) -> None:

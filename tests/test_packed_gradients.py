@@ -299,3 +299,79 @@ def test_a_step_made_again_grows_by_the_gradients_that_its_inner_optimizer_left(
             optimizer.step()
         optimizer.step()
     torch.testing.assert_close(*norms, rtol=1e-9, atol=0)
+
+
+# --- gradients in other hands ---------------------------------------------------------------------
+
+HOLDS: dict[str, Callable[[nn.Parameter], Any]] = {
+    "the gradient": lambda weight: weight.grad,
+    "its data": lambda weight: weight.grad.data,
+    "a view": lambda weight: weight.grad.view(-1),
+}
+
+
+@pytest.mark.parametrize("algo", ["static", "rigl"])
+@pytest.mark.parametrize("hold", HOLDS)
+def test_who_took_the_gradient_in_an_earlier_hook_may_write_it(hold: str, algo: str) -> None:
+    found = []
+    for storage in ("masked", "compact"):
+        torch.manual_seed(0)
+        model, taken = nn.Linear(128, 64), []
+        model.weight.register_post_accumulate_grad_hook(
+            lambda weight, taken=taken: taken.append(HOLDS[hold](weight))
+        )
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = SparseOptimizer(sgd, algo, sparsity=0.9, storage=storage, update_every=2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.linspace(-1, 1, 512).view(4, 128)).square().sum().backward()
+            taken[-1].mul_(100)
+            optimizer.step()
+        found.append(model.weight.detach())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_nobody_took_hold_active_entries_alone() -> None:
+    for layer, inputs in (
+        (nn.Linear(128, 64), torch.ones(4, 128)),
+        (nn.Conv2d(32, 32, 3), torch.ones(1, 32, 5, 5)),
+    ):
+        sgd = torch.optim.SGD(layer.parameters(), lr=0.1)
+        optimizer = SparseOptimizer(sgd, "rigl", sparsity=0.9, storage="compact", update_every=2)
+        for _ in range(4):  # with and without dense gradients for an update
+            optimizer.zero_grad()
+            layer(inputs).sum().backward()
+            assert holds_active_only(layer.weight.grad)
+            optimizer.step()
+
+
+def large_gradient() -> tuple[nn.Linear, SparseOptimizer]:
+    model = nn.Linear(128, 64)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = SparseOptimizer(sgd, "static", sparsity=0.9, storage="compact")
+    model(torch.ones(4, 128)).sum().backward()
+    assert holds_active_only(model.weight.grad)
+    return model, optimizer
+
+
+def test_gradients_read_in_inference_mode_are_stepped_by() -> None:
+    model, optimizer = large_gradient()
+    before = model.weight.detach().clone()
+    with torch.inference_mode():
+        assert model.weight.grad.max() == 4
+    optimizer.step()
+    assert not torch.equal(before, model.weight)
+
+
+def test_gradients_are_scaled_by_tensors_of_one_entry_of_any_shape() -> None:
+    for shape in ((), (1,), (1, 1)):
+        model, _ = large_gradient()
+        model.weight.grad.mul_(torch.full(shape, 3.0)).div_(torch.full(shape, 2.0))
+        assert model.weight.grad.max() == 6
+
+
+def test_what_goes_past_torch_to_the_memory_of_a_gradient_is_refused() -> None:
+    model, _ = large_gradient()
+    with pytest.raises(RuntimeError, match="data pointer"):
+        torch.utils.dlpack.to_dlpack(model.weight.grad)
+    assert torch.from_dlpack(model.weight.grad).max() == 4

@@ -358,3 +358,18 @@ def test_a_model_loaded_before_it_is_wrapped_resumes_bit_equal(recipe, storage):
     resumed.load_state_dict(state)
     train(later, resumed, 8, first=7)
     assert_same(snapshot(later, resumed), snapshot(model, optimizer))
+
+
+@pytest.mark.parametrize("storage", ["masked", "compact"])
+def test_one_checkpoint_in_memory_is_restored_any_number_of_times(storage):
+    model = mlp()
+    optimizer = sparse(model, AdamW, "rigl", storage=storage)
+    train(model, optimizer, 7)
+    weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    ends = []
+    for _ in range(2):
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+        train(model, optimizer, 8, first=7)
+        ends.append(copy.deepcopy(snapshot(model, optimizer)))
+    assert_same(*ends)

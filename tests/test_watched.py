@@ -320,3 +320,20 @@ def test_after_apply_masks_every_write_is_trained_on(write):
         train(model, optimizer, 5)
         ends.append(model.state_dict())
     assert_same(*ends)
+
+
+def test_a_zero_grad_put_in_the_place_of_torch_s_own_may_write_weights(monkeypatch):
+    original = torch.optim.Optimizer.zero_grad
+
+    def clipping(self, set_to_none=True):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.data.clamp_(-0.01, 0.01)
+        original(self, set_to_none)
+
+    monkeypatch.setattr(torch.optim.Optimizer, "zero_grad", clipping)
+    ends = []
+    for model, optimizer in pair():
+        train(model, optimizer, 3)
+        ends.append(model.state_dict())
+    assert_same(*ends)

@@ -15,6 +15,7 @@ from ..layers import Layer, wrapped
 from ..storage.compact import Compact
 from ..storage.packed import can_pack
 from ..storage.state import is_elementwise
+from ..watched import untouched
 from .choice import HIGHEST_DENSITY, Choose, chooser, pays, rows_of
 from .linear import Forward, Watcher, following
 from .structure import Structure
@@ -144,11 +145,13 @@ class Engine(Watcher):
         hooks = self.hooks()
         return hooks is not None and hooks.collecting
 
-    def takes(self, layer: Layer, structure: Structure, module: nn.Linear, values: Tensor) -> bool:
-        """Whether sparse products are the better choice for so many rows."""
+    def refusal(
+        self, layer: Layer, structure: Structure, module: nn.Linear, values: Tensor
+    ) -> str | None:
+        """Why these inputs are to be multiplied by the dense weight, if they are."""
         if self.choose is None:
-            return pays(layer, structure, module, values)
-        return self.choose(layer, rows_of(values))
+            return None if pays(layer, structure, module, values) else SLOWER
+        return None if self.choose(layer, rows_of(values)) else CHOSEN
 
     def structure(
         self, layer: Layer, module: nn.Linear, values: Tensor, lower: torch.dtype | None = None
@@ -158,11 +161,12 @@ class Engine(Watcher):
         ``lower`` is the precision that autocast would give the dense product.
         """
         if self.choose is not None and not self.choose(layer, rows_of(values)):
-            return "dense products were chosen"
-        last, slower = self.structures.get(layer.key), "dense products were measured to be faster"
-        if last is not None and last.packed is self.storage.packed.get(layer.key):
-            if self.choose is None and not pays(layer, last, module, values, lower):
-                return slower  # whatever the weight holds by now
+            return CHOSEN
+        last, measured = self.structures.get(layer.key), self.choose is None
+        if last is not None and not self._fits(last, layer):
+            last = None
+        if last is not None and measured and not pays(layer, last, module, values, lower):
+            return SLOWER  # whatever the weight holds by now
         packed = self.storage.current(layer)
         if packed is None:
             return "all weights are active" if layer.dense else "inactive weights are not zero"
@@ -170,15 +174,26 @@ class Engine(Watcher):
             structure = last
         else:
             structure = self.structures[layer.key] = Structure(packed, layer.weight)
-            if self.choose is None and not pays(layer, structure, module, values, lower):
-                return slower
+            if measured and not pays(layer, structure, module, values, lower):
+                return SLOWER
         if layer.key not in self.traced:
             self.storage.deferring.add(layer.key)
         return structure
 
+    def _fits(self, structure: Structure, layer: Layer) -> bool:
+        """Whether it is of the present topology, type and memory order."""
+        packed = structure.packed
+        with untouched():
+            same = packed.values.dtype == layer.weight.dtype and packed.lies_as(layer.weight)
+        return same and packed is self.storage.packed.get(layer.key)
+
     def __getstate__(self) -> dict[str, Any]:
         # structures are built again from the storage; the copied optimizer has hooks of its own
         return self.__dict__ | {"structures": {}, "hooks": None}
+
+
+CHOSEN = "dense products were chosen"
+SLOWER = "dense products were measured to be faster"
 
 
 def is_plain(module: nn.Linear) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ..layers import Layer
 from ..storage.deferred import awaits
@@ -112,7 +113,7 @@ def samples(values: Tensor) -> Tensor:
 
 def batched(values: Tensor) -> bool:
     """Whether the backward pass runs under vmap (``is_grads_batched=True`` has one of its own)."""
-    return transformed() or torch._C._functorch.is_legacy_batchedtensor(values)
+    return transformed() is not None or torch._C._functorch.is_legacy_batchedtensor(values)
 
 
 def no_view(values: Tensor) -> Tensor:
@@ -157,9 +158,12 @@ class Forward:
             self.obstacle = "all weights are active"
             return nn.Linear.forward(module, input)
         if found is not None and found.holds(layer.weight, module, input):
-            if engine.takes(layer, found.structure, module, input):
+            self.obstacle = engine.refusal(layer, found.structure, module, input)
+            if self.obstacle is None:
                 return self._multiply(module, engine, input, found.structure)
-        self.found, self.obstacle = None, obstacle(module, input)
+        else:
+            self.obstacle = obstacle(module, input)
+        self.found = None
         if self.obstacle is None:
             if torch.is_autocast_enabled("cpu") and input.dtype != torch.float64:
                 outputs = self._under_autocast(module, engine, input)
@@ -178,7 +182,7 @@ class Forward:
             self.obstacle = structure
             return None
         if lower is None:
-            self.found = Found(structure, input)
+            self.found = Found(structure, module, input)
         return self._multiply(module, engine, input, structure)
 
     def _multiply(
@@ -211,24 +215,30 @@ class Forward:
 class Found:
     """What the last call of a module found out, so that the next need not ask it all again."""
 
-    def __init__(self, structure: Structure, values: Tensor) -> None:
+    def __init__(self, structure: Structure, module: nn.Linear, values: Tensor) -> None:
         self.structure, self.values = structure, structure.packed.values
-        self.shape, self.dtype = values.shape, values.dtype
+        self.shape, self.dtype, self.bias = values.shape, values.dtype, module.bias
 
     def holds(self, weight: Tensor, module: nn.Linear, values: Any) -> bool:
         """Whether it is true of these inputs too: nobody has asked for the weight meanwhile."""
-        bias = module._parameters.get("bias")
         return (
             type(values) is Tensor
             and not torch.jit.is_tracing()  # before anything is asked that a trace would record
             and awaits(weight, self.values)
+            and is_strided(values)
             and values.shape == self.shape
             and values.dtype is self.dtype
             and values.is_cpu
-            and (bias is None or bias.dtype is self.dtype)
+            and module.bias is self.bias
+            and (self.bias is None or self.bias.dtype is self.dtype)
             and not torch.is_autocast_enabled("cpu")
-            and not transformed()
+            and transformed() is None
         )
+
+
+def is_strided(values: Tensor) -> bool:
+    """Whether it is an ordinary tensor, neither sparse nor nested."""
+    return values.layout is torch.strided and not values.is_nested
 
 
 def original_forward(module: Any) -> Callable[[Tensor], Tensor]:
@@ -241,12 +251,16 @@ def obstacle(module: nn.Linear, values: Any) -> str | None:
         return f"inputs are {type(values).__name__}"
     if torch.jit.is_tracing():  # before anything is asked that a trace would record
         return "traced"
-    if transformed():
-        return "inside torch.func"
+    inside = transformed()
+    if inside is not None:
+        return inside
+    if not is_strided(values):
+        return "inputs are sparse or nested"
     weight, bias = module.weight, module.bias
     with untouched():  # asks for no values
         dtype, here = weight.dtype, weight.is_cpu
         fits = values.dim() > 0 and values.shape[-1] == weight.shape[1] and values.numel() > 0
+        fits = fits and (bias is None or bias.shape == weight.shape[:1])
     if not (here and values.is_cpu):
         return "not on the CPU"
     if not (fits and (bias is None or bias.dtype == dtype)):
@@ -289,6 +303,9 @@ ENTRYWISE = (
 )  # fmt: skip
 
 
-def transformed() -> bool:
-    """Whether we run inside ``torch.func`` (vmap, grad, jvp), which the product cannot follow."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+def transformed() -> str | None:
+    """What we run inside that the product cannot follow: ``torch.func`` (vmap, grad, jvp) or so."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "inside torch.func"
+    dual = getattr(forward_ad, "_current_level", -1) >= 0
+    return "inside forward-mode differentiation" if dual else None

@@ -28,6 +28,7 @@ __all__ = [
 WORTH_PACKING = 1 << 13  # entries of a gradient; of fewer the inactive ones are zeroed in place
 
 aten = torch.ops.aten
+refuse_access = getattr(torch._C, "_set_throw_on_mutable_data_ptr", None)
 
 
 class Held:
@@ -71,6 +72,8 @@ class ActiveGradient(Tensor):
             cls, like.shape, strides=like.stride(), dtype=values.dtype, device=values.device
         )
         made.held = Held(values, index) if held is None else held
+        if refuse_access is not None:
+            refuse_access(made)  # what goes for its memory past the dispatcher would crash
         return made
 
     @classmethod
@@ -177,8 +180,9 @@ def as_dense(grad: ActiveGradient) -> Tensor:
     held = grad.held
     if held.dense is None:
         assert held.values is not None
-        dense = torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device)
-        dense.view(-1).scatter_(0, held.index, held.values)
+        with torch.inference_mode(False):  # it stays p.grad when the user's mode has ended
+            dense = torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device)
+            dense.view(-1).scatter_(0, held.index, held.values)
         held.dense, held.values = dense, None
     return held.dense
 
@@ -256,7 +260,8 @@ def scaling(first: Any, factor: Any = 1.0, *rest: Any, **kwargs: Any) -> bool:
     """By a number: zeros stay zeros."""
     if isinstance(factor, ActiveGradient):
         return False
-    return (not isinstance(factor, Tensor) or factor.numel() == 1) and all_active(first)
+    number = not isinstance(factor, Tensor) or (factor.numel() == 1 and factor.ndim <= 1)
+    return number and all_active(first)
 
 
 def norm_over_all(
