@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparseopt import SparseOptimizer
 from sparseopt.algorithms import rigl
+from sparseopt.gradients import usual_references
 from sparseopt.layers import Layer
 from sparseopt.scores import Context, score
 from sparseopt.storage import state as storage_state
@@ -21,7 +22,9 @@ from sparseopt.storage.active_gradient import (
     ActiveGradient,
     holds_active_only,
 )
+from sparseopt.storage.deferred import unlock
 from sparseopt.storage.zeroing import WHOLE, WIDTH, WINDOWS, zero_at_sentinels
+from sparseopt.watched import ALONE
 
 
 class Net(nn.Module):
@@ -313,6 +316,8 @@ HOLDS: dict[str, Callable[[nn.Parameter], Any]] = {
 @pytest.mark.parametrize("algo", ["static", "rigl"])
 @pytest.mark.parametrize("hold", HOLDS)
 def test_who_took_the_gradient_in_an_earlier_hook_may_write_it(hold: str, algo: str) -> None:
+    if hold != "the gradient" and usual_references()[1] != ALONE[0]:
+        pytest.skip("this torch holds a new gradient's memory itself")
     found = []
     for storage in ("masked", "compact"):
         torch.manual_seed(0)
@@ -370,6 +375,7 @@ def test_gradients_are_scaled_by_tensors_of_one_entry_of_any_shape() -> None:
         assert model.weight.grad.max() == 6
 
 
+@pytest.mark.skipif(unlock is None, reason="this torch hands out the address")
 def test_what_goes_past_torch_to_the_memory_of_a_gradient_is_refused() -> None:
     model, _ = large_gradient()
     with pytest.raises(RuntimeError, match="data pointer"):
