@@ -35,7 +35,7 @@ from .storage.active_gradient import (
     writes_of,
 )
 from .storage.zeroing import zero_at_sentinels, zero_inactive
-from .watched import ALONE, holders, untouched
+from .watched import ALONE, holders_of, untouched
 from .windows import Window, in_a_process_group
 
 __all__ = ["Hooks", "mask_gradient", "refuse_gradients"]
@@ -307,13 +307,12 @@ def is_held(layer: Layer) -> bool:
 
 def references(value: Tensor) -> tuple[int, int]:
     """How many refer to a tensor, and how many tensors and storages to its memory."""
-    memory = value.untyped_storage()
-    return sys.getrefcount(value), 0 if holders is None else holders(memory._cdata)
+    return sys.getrefcount(value), holders_of(value.untyped_storage())
 
 
 @functools.cache
 def usual_references() -> tuple[int, int]:
-    """The same of a gradient that autograd has just made; torch before 2.12 holds more of them."""
+    """The same of a gradient that autograd has just made; torch 2.7 holds more of them itself."""
     found = []
 
     def hook(weight: Tensor) -> None:

@@ -38,11 +38,16 @@ untouched = torch._C.DisableTorchFunctionSubclass
 holders = getattr(torch._C, "_storage_Use_Count", None)
 
 
+def holders_of(memory: Any) -> int:
+    """How many tensors and storage objects hold memory; 0 where torch does not tell."""
+    return 0 if holders is None else holders(memory._cdata)
+
+
 def held_by_nobody() -> tuple[int, int]:
     """How many hold memory, and its storage object, if nobody but one tensor does."""
     tensor = torch.empty(1)
     memory = tensor.untyped_storage()
-    return (0 if holders is None else holders(memory._cdata)), sys.getrefcount(memory)
+    return holders_of(memory), sys.getrefcount(memory)
 
 
 ALONE = held_by_nobody()

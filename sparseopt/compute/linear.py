@@ -154,10 +154,11 @@ class Forward:
         layer, found = self.layer, self.found
         if engine is None or module._parameters.get("weight") is not layer.weight:
             return nn.Linear.forward(module, input)
-        if not torch.jit.is_tracing() and layer.dense:
+        traced = torch.jit.is_tracing()  # then nothing may be asked that a trace would record
+        if not traced and layer.dense:
             self.obstacle = "all weights are active"
             return nn.Linear.forward(module, input)
-        if found is not None and found.holds(layer.weight, module, input):
+        if not traced and found is not None and found.holds(layer.weight, module, input):
             self.obstacle = engine.refusal(layer, found.structure, module, input)
             if self.obstacle is None:
                 return self._multiply(module, engine, input, found.structure)
@@ -216,15 +217,14 @@ class Found:
     """What the last call of a module found out, so that the next need not ask it all again."""
 
     def __init__(self, structure: Structure, module: nn.Linear, values: Tensor) -> None:
-        self.structure, self.values = structure, structure.packed.values
+        self.structure = structure
         self.shape, self.dtype, self.bias = values.shape, values.dtype, module.bias
 
     def holds(self, weight: Tensor, module: nn.Linear, values: Any) -> bool:
         """Whether it is true of these inputs too: nobody has asked for the weight meanwhile."""
         return (
             type(values) is Tensor
-            and not torch.jit.is_tracing()  # before anything is asked that a trace would record
-            and awaits(weight, self.values)
+            and awaits(weight, self.structure.packed.values)
             and is_strided(values)
             and values.shape == self.shape
             and values.dtype is self.dtype
@@ -260,10 +260,11 @@ def obstacle(module: nn.Linear, values: Any) -> str | None:
     with untouched():  # asks for no values
         dtype, here = weight.dtype, weight.is_cpu
         fits = values.dim() > 0 and values.shape[-1] == weight.shape[1] and values.numel() > 0
-        fits = fits and (bias is None or bias.shape == weight.shape[:1])
+        if bias is not None:
+            fits = fits and bias.shape == weight.shape[:1] and bias.dtype == dtype
     if not (here and values.is_cpu):
         return "not on the CPU"
-    if not (fits and (bias is None or bias.dtype == dtype)):
+    if not fits:
         return "inputs are empty, or do not fit"
     if dtype != values.dtype and not casts(dtype, values.dtype):
         return f"inputs are {values.dtype}, weights {dtype}"
