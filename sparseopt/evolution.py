@@ -24,6 +24,7 @@ class Evolution(Progress):
 
     _hooks: Hooks
 
+    @torch.compiler.disable
     def update_topology(self) -> Record | None:
         """Update the topology now, outside the schedule.
 
@@ -97,14 +98,17 @@ class Evolution(Progress):
 
     def _carry_out(self, change: Change) -> None:
         self._storage.carry_out(change, self._algorithm.grown_state)
-        change.layer.extras["ever_active"] |= change.layer.mask
+        layer, ever = change.layer, change.layer.extras["ever_active"]
+        if layer.index is not None and ever.is_contiguous():
+            ever.view(-1).index_fill_(0, layer.index, True)
+        else:
+            ever |= layer.mask
 
     def _context(self) -> Context:
         run = self._run
         progress = min(1.0, run.steps / self.total_steps) if self.total_steps else 0.0
         return Context(step=run.steps, updates=run.updates, progress=progress, seed=run.seed)
 
-    @torch.compiler.disable
     def _due(self) -> list[Pool]:
         """The pools whose topology is updated after the step about to be taken."""
         step, every = self._run.steps + 1, self.update_every

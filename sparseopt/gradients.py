@@ -32,6 +32,7 @@ from .storage.active_gradient import (
     holds_active_only,
     is_packable,
     pack,
+    take_factors,
     writes_of,
 )
 from .storage.zeroing import zero_at_sentinels, zero_inactive
@@ -161,9 +162,11 @@ class Hooks:
         if last is not None and last.is_of(grad, added):
             return  # nothing was added in this backward pass
         refuse_gradient(layer.name, grad)
-        dense = grad.detach()
-        if held or not self.packs(layer, grad):  # it is masked in place
-            dense = dense.clone()
+        dense: Tensor | None = take_factors(grad)
+        if dense is None:
+            dense = grad.detach()
+            if held or not self.packs(layer, grad):  # it is masked in place
+                dense = dense.clone()
         self.mask(layer, held)
         grad = layer.weight.grad if layer.weight.grad is not None else grad
         self.windows[id(layer)] = Window(dense, weakref.ref(grad), version(grad), writes_of(grad))
@@ -202,6 +205,7 @@ class Hooks:
         grad = gradient_of(layer)
         if grad is None or layer.dense:
             return  # a dense layer's gradient is the dense gradient
+        take_factors(grad)
         if holds_active_only(grad):  # from sparse compute: there is nothing else in it
             self.masked[id(layer)] = (weakref.ref(grad), version(grad))
             return

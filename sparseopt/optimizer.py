@@ -216,6 +216,7 @@ class SparseOptimizer(Persistence):
 
     # --- a step -----------------------------------------------------------------------------------
 
+    @torch.compiler.disable
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters, and what was collected of them."""
         self._bind()  # parameters replaced since then have their gradients masked from here on
@@ -252,9 +253,21 @@ class SparseOptimizer(Persistence):
         Returns:
             What the inner optimizer returns: the loss of the closure, or None.
         """
+        due = self._ready(closure)
+        if due is None:
+            return self._probe()
+        if closure is not None:
+            closure = self._masking(closure, due)
+        loss = self._inner_step(closure, due)
+        self._finish(due)
+        return loss
+
+    @torch.compiler.disable
+    def _ready(self, closure: Callable[[], Any] | None) -> Sequence[Pool] | None:
+        """What comes before the inner step; the pools whose update is due, None for a probe."""
         self._bind()
         if closure is None and self._is_probe():
-            return self._probe()
+            return None
         self._undo_probe()
         due = self._due()
         if closure is None:
@@ -262,10 +275,7 @@ class SparseOptimizer(Persistence):
             self._prepare(due)
         else:
             self._open_window()
-            closure = self._masking(closure, due)
-        loss = self._inner_step(closure, due)
-        self._finish(due)
-        return loss
+        return due
 
     def _inner_step(self, closure: Callable[[], Any] | None, due: Sequence[Pool]) -> Any:
         if skips_step(due):
@@ -281,17 +291,18 @@ class SparseOptimizer(Persistence):
     def _masking(self, closure: Callable[[], Any], due: Sequence[Pool]) -> Callable[[], Any]:
         """The closure, with gradients masked after every evaluation (LBFGS makes many)."""
 
+        prepare = torch.compiler.disable(self._prepare)
+
         def masked() -> Any:
             self._storage.leave()
             with torch.enable_grad():
                 loss = closure()
             with torch.no_grad():
-                self._prepare(due)
+                prepare(due)
             return loss
 
         return masked
 
-    @torch.compiler.disable
     def _prepare(self, due: Sequence[Pool]) -> None:
         """Mask the gradients; keep the dense ones for layers whose update asks for them."""
         refuse_gradients(self._layers)
@@ -313,16 +324,16 @@ class SparseOptimizer(Persistence):
         else:
             self._open_window()
 
-    @torch.compiler.disable
     def _bind(self) -> None:
         """Follow parameters that were replaced (FSDP2) or moved (``model.to``)."""
         groups = self._inner.param_groups
-        now = [groups[layer.key[0]]["params"][layer.key[1]] for layer in self._layers]
-        with untouched():  # asks for no values
-            devices = [weight.device for weight in now]
-        for layer, weight, device in zip(self._layers, now, devices, strict=True):
+        for layer in self._layers:
+            group, place = layer.key
+            weight = groups[group]["params"][place]
             if weight is not layer.weight:
                 self._rebind(layer, weight)
+            with untouched():  # asks for no values
+                device = weight.device
             if layer.mask.device != device:
                 layer.mask = layer.mask.to(device)
                 layer.extras = {name: value.to(device) for name, value in layer.extras.items()}
@@ -343,6 +354,7 @@ class SparseOptimizer(Persistence):
         }
         self._hooks.attach(layer)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def apply_masks(self, model: nn.Module | None = None) -> None:
         """Zero the inactive weights: of this model, or of a copy such as an EMA.

@@ -21,6 +21,7 @@ from .layers import Layer
 from .positions import count
 from .scores import Context
 from .shards import cut_alike, is_sharded, shard_like, whole
+from .storage.active_gradient import factors_of
 from .update import Change, plan
 
 __all__ = ["Pool", "check_length", "check_names"]
@@ -223,6 +224,9 @@ def weights_of(layer: Layer) -> Tensor:
 
 def all_finite(values: Tensor) -> bool:
     """Whether no entry is NaN or infinite: their sum tells, unless it overflows by itself."""
+    factors = factors_of(values)
+    if factors is not None and factors.is_finite():
+        return True
     if bool(whole(values.sum()).isfinite()):
         return True
     return bool(whole(values.sum(dtype=torch.float64)).isfinite())

@@ -5,6 +5,9 @@ training loop expects: a tensor of the weight's shape. :class:`ActiveGradient` i
 between ``backward()`` and ``step()`` (scaling, norms, clipping, accumulation, zeroing) runs on the
 active values, which is exact, because all other entries are zero. Anything else turns it into the
 dense tensor first, so that every operation gives the result that it gives for dense gradients.
+
+In the window before an update that grows by gradient the other entries are not zero: then it holds
+the factors of the dense gradient besides, or those alone.
 """
 
 from __future__ import annotations
@@ -15,12 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .factors import Factors
+
 __all__ = [
     "ActiveGradient",
     "active_values",
+    "factors_of",
     "holds_active_only",
     "is_packable",
     "pack",
+    "take_factors",
     "take_values",
     "writes_of",
 ]
@@ -34,13 +41,21 @@ refuse_access = getattr(torch._C, "_set_throw_on_mutable_data_ptr", None)
 class Held:
     """What a gradient and its aliases share: active values, or all of them once they were asked.
 
-    ``writes`` counts how often the values may have been written, by operators or who took them.
+    With ``factors``, their product is the gradient, inactive entries included. ``writes`` counts
+    how often the values may have been written, by operators or who took them.
     """
 
-    def __init__(self, values: Tensor | None, index: Tensor, dense: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        values: Tensor | None,
+        index: Tensor,
+        dense: Tensor | None = None,
+        factors: Factors | None = None,
+    ) -> None:
         self.values = values
         self.index = index
         self.dense = dense
+        self.factors = factors
         self.writes = 0
 
 
@@ -66,10 +81,10 @@ class ActiveGradient(Tensor):
 
     @staticmethod
     def __new__(
-        cls, values: Tensor, index: Tensor, like: Tensor, held: Held | None = None
+        cls, values: Tensor | None, index: Tensor, like: Tensor, held: Held | None = None
     ) -> ActiveGradient:
         made = Tensor._make_wrapper_subclass(
-            cls, like.shape, strides=like.stride(), dtype=values.dtype, device=values.device
+            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device
         )
         made.held = Held(values, index) if held is None else held
         if refuse_access is not None:
@@ -135,14 +150,30 @@ class ActiveGradient(Tensor):
 
 def holds_active_only(grad: Tensor | None) -> bool:
     """Whether the gradient is held as active values, so that there is nothing to mask."""
-    return isinstance(grad, ActiveGradient) and grad.held.dense is None
+    if not isinstance(grad, ActiveGradient):
+        return False
+    return grad.held.values is not None and grad.held.factors is None
 
 
 def active_values(grad: Tensor, index: Tensor | None) -> Tensor | None:
     """The active values, if the gradient holds these, for exactly this topology; else None."""
-    if isinstance(grad, ActiveGradient) and grad.held.dense is None and grad.held.index is index:
-        return grad.held.values
+    if holds_active_only(grad) and grad.held.index is index:  # type: ignore[attr-defined]
+        return grad.held.values  # type: ignore[attr-defined]
     return None
+
+
+def factors_of(grad: Tensor) -> Factors | None:
+    """The factors of a dense gradient that was not asked for yet."""
+    return grad.held.factors if isinstance(grad, ActiveGradient) else None
+
+
+def take_factors(grad: Tensor) -> ActiveGradient | None:
+    """The dense gradient that is held as factors, by itself; ``grad`` has active entries left."""
+    if not isinstance(grad, ActiveGradient) or grad.held.factors is None:
+        return None
+    dense = Held(None, grad.held.index, factors=grad.held.factors)
+    grad.held.factors = None
+    return ActiveGradient(None, dense.index, grad, dense)
 
 
 def take_values(grad: Tensor, index: Tensor) -> Tensor | None:
@@ -179,12 +210,16 @@ def pack(grad: Tensor, index: Tensor | None) -> ActiveGradient:
 def as_dense(grad: ActiveGradient) -> Tensor:
     held = grad.held
     if held.dense is None:
-        assert held.values is not None
         with torch.inference_mode(False):  # it stays p.grad when the user's mode has ended
-            dense = torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device)
-            dense.view(-1).scatter_(0, held.index, held.values)
-        held.dense, held.values = dense, None
+            held.dense = spread(grad) if held.factors is None else held.factors.dense()
+        held.values = held.factors = None
     return held.dense
+
+
+def spread(grad: ActiveGradient) -> Tensor:
+    dense = torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device)
+    dense.view(-1).scatter_(0, grad.held.index, of_values(grad))
+    return dense
 
 
 def of_values(grad: ActiveGradient) -> Tensor:
@@ -221,21 +256,22 @@ def apply(
 
 def same_alias(func: Any, grad: ActiveGradient) -> Tensor:
     held = grad.held
-    if held.values is None:
+    if held.dense is not None:
         return func(held.dense)
     return ActiveGradient(held.values, held.index, grad, held)
 
 
 def cloned(func: Any, grad: ActiveGradient, **kwargs: Any) -> Tensor:
-    if grad.held.values is None:
-        return func(grad.held.dense, **kwargs)
-    return ActiveGradient(grad.held.values.clone(), grad.held.index, grad)
+    if not holds_active_only(grad):
+        return func(as_dense(grad), **kwargs)
+    return ActiveGradient(of_values(grad).clone(), grad.held.index, grad)
 
 
 def added(func: Any, grad: Tensor, other: Any, **kwargs: Any) -> Any:
     """Micro-batches of one topology are summed as they are held."""
     if isinstance(grad, ActiveGradient) and isinstance(other, Tensor):
-        values, more = grad.held.values, active_values(other, grad.held.index)
+        index = grad.held.index
+        values, more = active_values(grad, index), active_values(other, index)
         if values is not None and more is not None:
             values.add_(more, **kwargs)
             grad.held.writes += 1

@@ -8,7 +8,7 @@ and scalers see the ordinary groups. State, arithmetic and memory shrink with de
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 
 from ..layers import Layer
 from ..positions import compress, count, positions
-from ..update import Change
 from ..watched import Watch, release_all, untouched
 from .active_gradient import take_values
 from .deferred import Deferred, defer, settle, stamp
@@ -24,6 +23,9 @@ from .masked import Masked
 from .packed import Packed, at, can_pack, gather, scatter, unflat
 from .state import AFTER, BEFORE, mean_of, run_hooks, runs_more, without_hooks
 from .zeroing import flat
+
+if TYPE_CHECKING:
+    from ..update import Change
 
 __all__ = ["Compact"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,11 +12,13 @@ from torch.optim import Optimizer
 from ..bias_correction import BORN, BiasCorrection, Moments, mark_grown
 from ..layers import Layer
 from ..positions import count
-from ..update import Change
 from .active_gradient import active_values
 from .deferred import stamp
 from .state import StateTable, keeps_zeros, mean_of, state_of
 from .zeroing import zero_at_sentinels, zero_inactive
+
+if TYPE_CHECKING:
+    from ..update import Change
 
 __all__ = ["Masked"]
 
