@@ -28,7 +28,7 @@ from .refusals import refuse_unsupported
 from .shards import shard_like
 from .storage import Compact, choose_storage
 from .watched import release_all, untouched, with_fast_paths
-from .wrapper import check_inner
+from .wrapper import check_inner, with_hooks
 
 __all__ = ["SparseOptimizer"]
 
@@ -243,6 +243,7 @@ class SparseOptimizer(Persistence):
             self._inner.param_groups.pop()
             raise
 
+    @with_hooks
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with the inner optimizer; update the topology if it is time.

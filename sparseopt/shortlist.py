@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,14 +156,16 @@ def crossings(factors: Factors, low: float) -> Iterator[Piece]:
     few, width = factors.at(rows, columns), len(factors.inputs)
     height = CHUNK // max(1, len(columns)) + 1
 
-    def locate(found: np.ndarray[Any, Any], first: int) -> np.ndarray[Any, Any]:
+    def crossing(first: int, _: Tensor) -> Tensor:
+        return few.rows(first, first + height).view(-1)
+
+    def locate(first: int, found: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         down = found // len(columns)
         across = found - down * len(columns)
         return rows.numpy()[first + down] * width + columns.numpy()[across]
 
     for first in range(0, len(rows), height):
-        crossing = few.rows(first, first + height).view(-1)
-        yield lambda _, crossing=crossing: crossing, partial(locate, first=first)
+        yield partial(crossing, first), partial(locate, first)
 
 
 def sampler(gradient: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -204,11 +206,11 @@ class Part:
     def __init__(self, layer: Layer, part: Callable[[Tensor], Tensor]) -> None:
         self.name, self.layer, self.part = layer.name, layer, part
 
-    @property
+    @cached_property
     def weight(self) -> Tensor:
         return self.part(values_of(self.layer.weight))
 
-    @property
+    @cached_property
     def gradient(self) -> Tensor | None:
         gradient = self.layer.gradient
         return None if gradient is None else self.part(gradient)

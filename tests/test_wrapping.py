@@ -19,6 +19,10 @@ from common import (
 )
 from torch import nn
 from torch.optim import SGD, AdamW
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from sparseopt import SparseOptimizer
 
@@ -180,6 +184,34 @@ def test_hooks_of_the_inner_optimizer_fire_once_per_step():
     inner.register_step_post_hook(lambda *args: calls.append("post"))
     train(model, sparse(model, inner, "set"), 2)
     assert calls == ["pre", "post"] * 2
+
+
+def test_hooks_on_all_optimizers_see_both_of_them():
+    model, calls = mlp(), []
+    optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "set")
+    handles = [
+        register(lambda one, *_, name=name: calls.append((name, type(one).__name__)))
+        for name, register in (
+            ("pre", register_optimizer_step_pre_hook),
+            ("post", register_optimizer_step_post_hook),
+        )
+    ]
+    train(model, optimizer, 1)
+    for handle in handles:
+        handle.remove()
+    train(model, optimizer, 1)
+    ours, inner = "SparseOptimizer", "SGD"
+    assert calls == [("pre", ours), ("pre", inner), ("post", inner), ("post", ours)]
+
+
+def test_a_profile_shows_the_steps_of_both_optimizers():
+    model = mlp()
+    optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "set")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train(model, optimizer, 2)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["Optimizer.step#SparseOptimizer.step"] == 2
+    assert counts["Optimizer.step#SGD.step"] == 2
 
 
 # --- delegation (row 22) --------------------------------------------------------------------------

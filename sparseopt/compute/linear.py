@@ -87,7 +87,7 @@ BLOCK = 128  # samples multiplied at a time: what is read of them out of order s
 def feature_major(values: Tensor) -> list[Tensor]:
     """Features in rows, all leading dimensions in columns; a contiguous matrix for each block."""
     rows = samples(values)
-    number = -(-len(rows) // BLOCK)
+    number = -(-rows.shape[0] // BLOCK)
     return [block.t().contiguous() for block in (rows.chunk(number) if number > 1 else [rows])]
 
 
