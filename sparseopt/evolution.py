@@ -98,11 +98,7 @@ class Evolution(Progress):
 
     def _carry_out(self, change: Change) -> None:
         self._storage.carry_out(change, self._algorithm.grown_state)
-        layer, ever = change.layer, change.layer.extras["ever_active"]
-        if layer.index is not None and ever.is_contiguous():
-            ever.view(-1).index_fill_(0, layer.index, True)
-        else:
-            ever |= layer.mask
+        change.layer.extras["ever_active"] |= change.layer.mask
 
     def _context(self) -> Context:
         run = self._run

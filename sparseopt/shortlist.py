@@ -34,7 +34,7 @@ FEWEST = 1 << 16  # entries of a layer; fewer are ranked at once
 CHUNK = 1 << 18  # entries whose scores are looked at together
 WINDOWS, WIDTH = 256, 128  # places that are sampled, and entries at each: neighbours are alike
 SURE = 4.0  # standard deviations of the sample
-FEW = 0.03  # of all entries: so many are listed whole, in one comparison
+FEW = 0.02  # of all entries: so many are listed whole, in one comparison
 MOST = 0.1  # may be listed; it does not pay to list more
 
 
@@ -59,18 +59,19 @@ def best_of_many(
     if layer.numel < FEWEST or not is_plain(layer, among):
         return None
     low, high = bracket(layer, score, among, k, context)
-    chosen = torch.zeros_like(among)
+    few = high == math.inf
+    chosen = torch.zeros_like(among) if few else torch.empty_like(among)
     places, worths, listed, missing = [], [], 0, k
     for part, locate in pieces(layer, score, low, high):
         worth = scores_at(layer, score, part, context)
-        less = worth < low
-        good = np.logical_not(less, out=less)  # NaN too: the ranking will refuse it
-        if high < math.inf:
+        less = worth < low  # not NaN: it is listed, and the ranking will refuse it
+        if few:
+            found = true_entries(np.logical_not(less, out=less))
+        else:
             above = np.greater(worth, high, out=part(chosen).numpy())
-            np.not_equal(good, above, out=good)
+            found = true_entries(np.equal(less, above))
             np.logical_and(above, part(among).numpy(), out=above)
             missing -= int(np.count_nonzero(above))
-        found = true_entries(good)
         listed += len(found)
         if listed > MOST * layer.numel:
             return None
