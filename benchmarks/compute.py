@@ -194,11 +194,14 @@ def update_seconds(
 
 
 def peaks() -> None:
-    """Megabytes that training steps need beyond what is held before; processes of their own."""
+    """Megabytes that training steps need beyond what is held before; processes of their own.
+
+    "update": a step that ends in a RigL update.
+    """
     rows = []
     for sparsity, batch in itertools.product((0.9, 0.97), (8, 128)):
         of = {}
-        for kind in ("dense", "fused", "sparse", "sparselab"):
+        for kind in ("dense", "fused", "sparse", "update", "sparselab"):
             command = [sys.executable, __file__, "--peak", kind]
             command += ["--sparsity", str(sparsity), "--batch", str(batch)]
             made = subprocess.run(
@@ -215,6 +218,7 @@ def peak(kind: str, sparsity: float, batch: int) -> float | None:
         "dense": lambda: dense("mlp", "AdamW"),
         "fused": lambda: dense("mlp", "AdamW", fused=True),
         "sparse": lambda: sparse("mlp", "AdamW", sparsity),
+        "update": lambda: sparse("mlp", "AdamW", sparsity),
         "sparselab": lambda: peer("mlp", "AdamW", sparsity),
     }[kind]()
     if made is None:
@@ -222,6 +226,8 @@ def peak(kind: str, sparsity: float, batch: int) -> float | None:
     data = data_for("mlp", batch)
     for _ in range(3):
         made.step(*data)
+        if kind == "update":
+            made.optimizer.update_topology()  # at the end of the next step
     made.optimizer.zero_grad()
     return round(peak_of(lambda: made.step(*data)), 1)
 

@@ -99,7 +99,7 @@ def memory() -> str:
     """MiB that a training step needs beyond what is held before it."""
     rows = results("compute-memory.json")["rows"]
     names = {"dense": "dense AdamW", "fused": "fused", "sparse": "sparseopt"}
-    names |= {"sparselab": "sparselab"}
+    names |= {"update": "sparseopt, a step with a RigL update", "sparselab": "sparselab"}
     lines = [f"| MiB | {' | '.join(names.values())} |", "|---" * (1 + len(names)) + "|"]
     for row in rows:
         cells = [f"{row['megabytes'][name]:.1f}" for name in names]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .layers import Layer
 from .shards import is_sharded, local, sum_over, version
-from .storage.active_gradient import active_values, writes_of
+from .storage.active_gradient import factors_of, known_values, times, writes_of
 from .storage.zeroing import same_where, zero_inactive
 
 if TYPE_CHECKING:
@@ -88,7 +88,9 @@ def dense_gradient(layer: Layer, hooks: Hooks, factors: dict[int, Tensor | None]
     factor = factors[id(layer)] if is_sharded(grad) else factor_of(layer, window, grad)
     if factor is None:
         return window.dense
-    dense = window.dense * factor
+    dense = times(window.dense, factor)
+    if factors_of(dense) is not None:
+        return dense
     if not (hooks.warned or is_sharded(grad)) and in_a_process_group():
         hooks.warned = was_rewritten(layer, grad, dense)
     now = active_part(layer, grad.detach())
@@ -130,7 +132,7 @@ def ratio(before: Tensor, after: Tensor) -> Tensor:
 def active_part(layer: Layer, values: Tensor) -> Tensor:
     """The active entries, alone where the storage knows their positions, or among zeros."""
     if layer.index is not None:
-        ready = active_values(values, layer.index)
+        ready = known_values(values, layer.index)
         if ready is not None:
             return ready
         return values.reshape(-1).index_select(0, layer.index)

@@ -182,7 +182,8 @@ def test_training_grows_what_dense_products_grow(before_step: Any) -> None:
 
 
 @needs_mkl
-def test_no_dense_gradient_is_made_for_an_update_by_gradient(monkeypatch) -> None:
+@pytest.mark.parametrize("before_step", [None, clipped], ids=["plain", "clipped"])
+def test_no_dense_gradient_is_made_for_an_update_by_gradient(monkeypatch, before_step) -> None:
     model, optimizer = large("sparse")
 
     def refuse(self: Factors) -> Tensor:
@@ -190,7 +191,7 @@ def test_no_dense_gradient_is_made_for_an_update_by_gradient(monkeypatch) -> Non
 
     monkeypatch.setattr(Factors, "dense", refuse)
     for number in range(8):
-        step(model, optimizer, number)
+        step(model, optimizer, number, before_step)
     assert optimizer.updates == 4
 
 

@@ -26,9 +26,11 @@ __all__ = [
     "factors_of",
     "holds_active_only",
     "is_packable",
+    "known_values",
     "pack",
     "take_factors",
     "take_values",
+    "times",
     "writes_of",
 ]
 
@@ -169,11 +171,27 @@ def factors_of(grad: Tensor) -> Factors | None:
 
 def take_factors(grad: Tensor) -> ActiveGradient | None:
     """The dense gradient that is held as factors, by itself; ``grad`` has active entries left."""
-    if not isinstance(grad, ActiveGradient) or grad.held.factors is None:
+    factors = factors_of(grad)
+    if not isinstance(grad, ActiveGradient) or factors is None or grad.held.values is None:
         return None
-    dense = Held(None, grad.held.index, factors=grad.held.factors)
+    dense = Held(grad.held.values.clone(), grad.held.index, factors=factors)
     grad.held.factors = None
-    return ActiveGradient(None, dense.index, grad, dense)
+    return ActiveGradient(dense.values, dense.index, grad, dense)
+
+
+def times(grad: Tensor, factor: Tensor) -> Tensor:
+    """The gradient, scaled; factors stay factors."""
+    if not isinstance(grad, ActiveGradient) or grad.held.factors is None:
+        return grad * factor
+    scaled = Held(None, grad.held.index, factors=grad.held.factors.times(factor))
+    return ActiveGradient(None, scaled.index, grad, scaled)
+
+
+def known_values(grad: Tensor, index: Tensor) -> Tensor | None:
+    """The entries at these places, if they are held apart, whatever the others are."""
+    if isinstance(grad, ActiveGradient) and grad.held.index is index:
+        return grad.held.values
+    return None
 
 
 def take_values(grad: Tensor, index: Tensor) -> Tensor | None:

@@ -46,6 +46,10 @@ class Factors:
         """Numbers held."""
         return self.slopes.numel() + self.inputs.numel()
 
+    def times(self, factor: Tensor) -> Factors:
+        """Those of the product, scaled."""
+        return Factors(self.slopes * factor, self.inputs)
+
     def dense(self) -> Tensor:
         """The whole matrix, shape (outputs, inputs)."""
         return self.slopes @ self.inputs.t()
