@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .layers import Layer
 from .shards import is_sharded, local, sum_over, version
-from .storage.active_gradient import factors_of, known_values, times, writes_of
+from .storage.active_gradient import holds_factors, known_values, times, writes_of
 from .storage.zeroing import same_where, zero_inactive
 
 if TYPE_CHECKING:
@@ -67,17 +67,17 @@ def dense_gradients(layers: Sequence[Layer], hooks: Hooks) -> list[Tensor | None
         weight: Any = layer.weight
         if is_sharded(weight) and weight.grad is not None and id(layer) in hooks.windows:
             cut.setdefault(weight.device_mesh, {})[id(layer)] = layer, weight.grad
-    factors: dict[int, Tensor | None] = {}
+    scales: dict[int, Tensor | None] = {}
     for together in cut.values():
-        factors |= factors_of_shards(together, hooks)
-    return [dense_gradient(layer, hooks, factors) for layer in layers]
+        scales |= scales_of_shards(together, hooks)
+    return [dense_gradient(layer, hooks, scales) for layer in layers]
 
 
-def dense_gradient(layer: Layer, hooks: Hooks, factors: dict[int, Tensor | None]) -> Tensor | None:
+def dense_gradient(layer: Layer, hooks: Hooks, scales: dict[int, Tensor | None]) -> Tensor | None:
     """What was collected, unscaled and clipped as the gradient was since.
 
     Both scale all entries alike, so the active ones, of which both versions are known, give the
-    factor for the others.
+    scale for the others.
     """
     grad = layer.weight.grad
     if grad is None:
@@ -85,21 +85,21 @@ def dense_gradient(layer: Layer, hooks: Hooks, factors: dict[int, Tensor | None]
     window = hooks.windows.get(id(layer))
     if window is None:  # set by hand (torch.func, autograd.grad): nothing has masked it yet
         return grad.detach().clone()
-    factor = factors[id(layer)] if is_sharded(grad) else factor_of(layer, window, grad)
-    if factor is None:
+    scale = scales[id(layer)] if is_sharded(grad) else scale_of(layer, window, grad)
+    if scale is None:
         return window.dense
-    dense = times(window.dense, factor)
-    if factors_of(dense) is not None:
-        return dense
+    now = active_part(layer, grad.detach())
+    if holds_factors(window.dense) and is_multiple(now, active_part(layer, window.dense), scale):
+        return times(window.dense, scale)
+    dense = window.dense * scale
     if not (hooks.warned or is_sharded(grad)) and in_a_process_group():
         hooks.warned = was_rewritten(layer, grad, dense)
-    now = active_part(layer, grad.detach())
     if layer.index is None:
         return zero_inactive(dense, ~layer.mask).add_(now)
     return dense.reshape(-1).index_copy_(0, layer.index, now).view(layer.shape)
 
 
-def factor_of(layer: Layer, window: Window, grad: Tensor) -> Tensor | None:
+def scale_of(layer: Layer, window: Window, grad: Tensor) -> Tensor | None:
     """By how much the active entries were scaled; None: not at all."""
     if window.grad() is grad and window.writes == writes_of(grad) >= 0:
         return None
@@ -109,7 +109,7 @@ def factor_of(layer: Layer, window: Window, grad: Tensor) -> Tensor | None:
     return None if torch.equal(then, now) else ratio(then.norm(), now.norm())
 
 
-def factors_of_shards(
+def scales_of_shards(
     together: dict[int, tuple[Layer, Tensor]], hooks: Hooks
 ) -> dict[int, Tensor | None]:
     """The same of layers cut over the same processes, by one exchange of three numbers for each."""
@@ -123,6 +123,12 @@ def factors_of_shards(
         key: ratio(before.sqrt(), after.sqrt()) if changed else None
         for key, (changed, before, after) in zip(together, found, strict=True)
     }
+
+
+def is_multiple(now: Tensor, then: Tensor, scale: Tensor) -> bool:
+    """Whether all entries were scaled alike, but for rounding."""
+    rounding = 1e3 * torch.finfo(now.dtype).eps
+    return bool((now - scale * then).norm() <= rounding * now.norm())
 
 
 def ratio(before: Tensor, after: Tensor) -> Tensor:

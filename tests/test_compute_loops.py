@@ -210,6 +210,77 @@ def test_a_layer_in_two_places_gives_contiguous_outputs_in_both() -> None:
     assert_same(*models)
 
 
+class ManyReaders(nn.Module):
+    """Three layers that read the same activations, the last of them after a write in place."""
+
+    def __init__(self, between: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(20, 20)
+        self.readers = nn.ModuleList([nn.Linear(20, 20) for _ in range(3)])
+        self.between = between
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.first(inputs) * 1.0
+        one, two = self.readers[0](hidden), self.readers[1](hidden)
+        self.between(hidden)
+        return torch.cat([one, two, self.readers[2](hidden)], -1)
+
+
+@pytest.mark.parametrize("rows", [3, 300])
+def test_layers_that_read_the_same_activations_share_one_copy(rows: int, monkeypatch) -> None:
+    from sparseopt.compute import engine
+
+    models = [ManyReaders(len), ManyReaders(len)]
+    optimizers = [wrap(m, c) for m, c in zip(models, ("dense", lambda *_: True), strict=True)]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        train(model, optimizer, 3)
+    turned, feature_major = [], engine.feature_major
+    inputs = torch.randn(rows, 20, generator=torch.Generator().manual_seed(2))
+
+    def counted(values: Tensor) -> list[Tensor]:
+        turned.append(values.shape)
+        return feature_major(values)
+
+    monkeypatch.setattr(engine, "feature_major", counted)
+    for model, optimizer in zip(models, optimizers, strict=True):
+        optimizer.zero_grad()
+        loss(model, inputs).backward()
+        optimizer.step()
+    assert len(turned) == 2  # the inputs, and the activations once
+    assert_same(*models)
+
+
+def test_activations_written_between_two_readers_are_read_anew() -> None:
+    def write(hidden: Tensor) -> None:
+        with torch.no_grad():
+            hidden.mul_(2)  # counted by autograd, but not part of the graph
+
+    inputs = torch.ones(3, 20)
+    models = [ManyReaders(write), ManyReaders(write)]
+    found = []
+    for model, compute in zip(models, ("dense", lambda layer, rows: True), strict=True):
+        optimizer = wrap(model, compute, "static")  # held, or there are no sparse products
+        found += [model(inputs), model(inputs)]
+        assert compute == "dense" or set(optimizer.products.values()) == {"sparse"}
+    torch.testing.assert_close(found[0], found[2], **EXACT)
+    torch.testing.assert_close(found[1], found[3], **EXACT)
+
+
+def test_a_buffer_of_inputs_may_be_filled_again_past_autograd() -> None:
+    torch.manual_seed(0)
+    dense = nn.Linear(20, 6)
+    sparse = copy.deepcopy(dense)
+    optimizers = wrap(dense, "dense"), wrap(sparse, "sparse")
+    for requires_grad in (False, True):
+        buffer, outputs = torch.ones(3, 20).requires_grad_(requires_grad), []
+        for number in range(3):
+            buffer.detach().numpy()[:] = number
+            outputs.append(sparse(buffer))  # kept, and with it what was saved for backward
+            torch.testing.assert_close(outputs[-1], dense(buffer), **EXACT)
+    assert optimizers[1].products == {"weight": "sparse"}
+
+
 def test_backward_passes_in_several_threads_keep_apart() -> None:
     (_, _), (model, optimizer) = deferred_pair()
     inputs = [torch.full((rows, 20), 0.1 * rows) for rows in range(1, 9)]

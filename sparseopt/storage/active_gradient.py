@@ -13,7 +13,7 @@ the factors of the dense gradient besides, or those alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ __all__ = [
     "active_values",
     "factors_of",
     "holds_active_only",
+    "holds_factors",
     "is_packable",
     "known_values",
     "pack",
@@ -164,6 +165,11 @@ def active_values(grad: Tensor, index: Tensor | None) -> Tensor | None:
     return None
 
 
+def holds_factors(grad: Tensor) -> TypeGuard[ActiveGradient]:
+    """Whether it is a dense gradient that was not asked for yet."""
+    return factors_of(grad) is not None
+
+
 def factors_of(grad: Tensor) -> Factors | None:
     """The factors of a dense gradient that was not asked for yet."""
     return grad.held.factors if isinstance(grad, ActiveGradient) else None
@@ -179,11 +185,10 @@ def take_factors(grad: Tensor) -> ActiveGradient | None:
     return ActiveGradient(dense.values, dense.index, grad, dense)
 
 
-def times(grad: Tensor, factor: Tensor) -> Tensor:
-    """The gradient, scaled; factors stay factors."""
-    if not isinstance(grad, ActiveGradient) or grad.held.factors is None:
-        return grad * factor
-    scaled = Held(None, grad.held.index, factors=grad.held.factors.times(factor))
+def times(grad: ActiveGradient, scale: Tensor) -> ActiveGradient:
+    """A gradient that is held as factors, scaled, as factors."""
+    assert grad.held.factors is not None
+    scaled = Held(None, grad.held.index, factors=grad.held.factors.times(scale))
     return ActiveGradient(None, scaled.index, grad, scaled)
 
 

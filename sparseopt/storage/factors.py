@@ -46,9 +46,9 @@ class Factors:
         """Numbers held."""
         return self.slopes.numel() + self.inputs.numel()
 
-    def times(self, factor: Tensor) -> Factors:
+    def times(self, scale: Tensor) -> Factors:
         """Those of the product, scaled."""
-        return Factors(self.slopes * factor, self.inputs)
+        return Factors(self.slopes * scale, self.inputs)
 
     def dense(self) -> Tensor:
         """The whole matrix, shape (outputs, inputs)."""
