@@ -91,7 +91,7 @@ def dense_gradient(layer: Layer, hooks: Hooks, scales: dict[int, Tensor | None])
     now = active_part(layer, grad.detach())
     if holds_factors(window.dense) and is_multiple(now, active_part(layer, window.dense), scale):
         return times(window.dense, scale)
-    dense = window.dense * scale
+    dense = (window.dense * scale).to(grad.dtype)  # model.double() may have come in between
     if not (hooks.warned or is_sharded(grad)) and in_a_process_group():
         hooks.warned = was_rewritten(layer, grad, dense)
     if layer.index is None:
@@ -128,7 +128,7 @@ def scales_of_shards(
 def is_multiple(now: Tensor, then: Tensor, scale: Tensor) -> bool:
     """Whether all entries were scaled alike, but for rounding."""
     rounding = 1e3 * torch.finfo(now.dtype).eps
-    return bool((now - scale * then).norm() <= rounding * now.norm())
+    return bool((now - scale * then).abs().le(rounding * now.abs()).all())
 
 
 def ratio(before: Tensor, after: Tensor) -> Tensor:

@@ -149,7 +149,9 @@ def with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
             or optimizer._global_optimizer_post_hooks
         )
         wanted = hooks or torch.autograd._profiler_enabled()
-        return (dressed if wanted else step)(self, *args, **kwargs)
+        # a subclass has a step of its own, which torch has dressed
+        ours = type(self).step is stepping
+        return (dressed if wanted and ours else step)(self, *args, **kwargs)
 
     stepping.hooked = True  # type: ignore[attr-defined]
     return stepping

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ from sparseopt.scores import Context, MagnitudeGradient, gradient
 from sparseopt.shortlist import best_of_many
 from sparseopt.storage.active_gradient import ActiveGradient, Held, holds_active_only
 from sparseopt.storage.factors import Factors
+from sparseopt.windows import is_multiple
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
 
@@ -85,12 +89,20 @@ def dead(factors: Factors) -> Factors:
     return Factors(slopes, factors.inputs)
 
 
+def scaled(factors: Factors, scale: float) -> Factors:
+    return Factors(factors.slopes * scale, factors.inputs)
+
+
 KINDS = {
     "normal": lambda: factors_of(300, 1000, 8),
     "double": lambda: factors_of(300, 1000, 8, torch.float64),
     "one sample": lambda: factors_of(300, 1000, 1),
     "many samples": lambda: factors_of(300, 1000, 200),
     "dead units": lambda: dead(factors_of(300, 1000, 8)),
+    "slopes whose squares underflow": lambda: scaled(
+        factors_of(300, 1000, 8, torch.float64), 1e-162
+    ),
+    "slopes whose squares overflow": lambda: scaled(factors_of(300, 1000, 8, torch.float64), 1e200),
     "few outputs": lambda: factors_of(10, 30_000, 4),
     "few inputs": lambda: factors_of(30_000, 10, 4),
 }
@@ -169,8 +181,22 @@ def clipped(model: nn.Module) -> None:
     nn.utils.clip_grad_norm_(model.parameters(), 1e-2)
 
 
+def one_row_written(model: nn.Module) -> None:
+    """By hand: the other entries were not scaled."""
+    for p in model.parameters():
+        p.grad[0] *= 2
+
+
+def doubled_and_clipped(model: nn.Module) -> None:
+    model.double()
+    clipped(model)
+
+
+WRITES = [None, clipped, one_row_written, doubled_and_clipped]
+
+
 @needs_mkl
-@pytest.mark.parametrize("before_step", [None, clipped], ids=["plain", "clipped"])
+@pytest.mark.parametrize("before_step", WRITES, ids=lambda write: getattr(write, "__name__", "no"))
 def test_training_grows_what_dense_products_grow(before_step: Any) -> None:
     (dense, one), (sparse, other) = large("dense"), large("sparse")
     for number in range(8):
@@ -237,3 +263,31 @@ def test_large_batches_keep_the_dense_gradient_where_its_factors_are_larger() ->
     assert holds_active_only(model[0].weight.grad)
     (window,) = [w for w in optimizer._hooks.windows.values() if w.dense.shape == (320, 300)]
     assert window.dense.held.factors is not None
+
+
+def test_a_gradient_is_a_multiple_only_if_the_smallest_entry_is() -> None:
+    then, scale = torch.tensor([1.0, 1e-20, 0.0]), torch.tensor(0.3)
+    assert is_multiple(then * 0.3, then, scale)
+    for entry, value in ((1, 1e-20), (2, 1e-30), (0, math.nan)):
+        now = then * 0.3
+        now[entry] = value
+        assert not is_multiple(now, then, scale)
+
+
+def test_threads_that_ask_for_a_gradient_at_once_get_the_same() -> None:
+    dense, together = factors_of(200, 300, 4).dense(), threading.Barrier(4)
+
+    def asked(grad: Tensor) -> Tensor:
+        together.wait()
+        return grad.sum()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that they meet
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(100):
+                layer = lazy(factors_of(200, 300, 4))
+                for one in pool.map(asked, [layer.gradient] * 4):
+                    assert torch.equal(one, dense.sum())
+    finally:
+        sys.setswitchinterval(before)

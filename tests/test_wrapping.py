@@ -204,6 +204,20 @@ def test_hooks_on_all_optimizers_see_both_of_them():
     assert calls == [("pre", ours), ("pre", inner), ("post", inner), ("post", ours)]
 
 
+def test_hooks_of_a_subclass_with_a_step_of_its_own_fire_once():
+    class Counting(SparseOptimizer):
+        def step(self, closure=None):
+            calls.append("step")
+            return super().step(closure)
+
+    model, calls = mlp(), []
+    optimizer = Counting(SGD(model.parameters(), lr=0.1), "set", model=model)
+    optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("post"))
+    train(model, optimizer, 1)
+    assert calls == ["pre", "step", "post"]
+
+
 def test_a_profile_shows_the_steps_of_both_optimizers():
     model = mlp()
     optimizer = sparse(model, SGD(model.parameters(), lr=0.1), "set")

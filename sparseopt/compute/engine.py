@@ -17,7 +17,7 @@ from ..storage.packed import can_pack
 from ..storage.state import is_elementwise
 from ..watched import untouched
 from .choice import HIGHEST_DENSITY, Choose, chooser, pays, rows_of
-from .linear import Forward, Watcher, feature_major, following
+from .linear import Forward, Watcher, following
 from .structure import Structure
 
 __all__ = ["Engine", "check_compute", "dense_compute", "storage_for"]
@@ -90,7 +90,6 @@ class Engine(Watcher):
         self.pairs: list[tuple[nn.Linear, nn.Linear | None, Layer]] = []
         self.structures: dict[tuple[int, int], Structure] = {}
         self.traced: set[tuple[int, int]] = set()
-        self.last: tuple[weakref.ref[Tensor], int, list[weakref.ref[Tensor]]] | None = None
         self.on = True
         self.use(hooks)
 
@@ -146,23 +145,6 @@ class Engine(Watcher):
         hooks = self.hooks()
         return hooks is not None and hooks.collecting
 
-    def turned(self, inputs: Tensor) -> list[Tensor]:
-        """The inputs, feature-major; one copy for all layers that read the same activations.
-
-        Those that are no activations may be written past autograd, from one step to the next.
-        """
-        if self.last is not None:
-            activations, version, copies = self.last
-            if activations() is inputs and inputs._version == version:
-                alive = [block for block in (copy() for copy in copies) if block is not None]
-                if len(alive) == len(copies):
-                    return alive
-        blocks = feature_major(inputs)
-        if inputs.grad_fn is not None:
-            copies = [weakref.ref(block) for block in blocks]  # the backward pass keeps them
-            self.last = weakref.ref(inputs), inputs._version, copies
-        return blocks
-
     def refusal(
         self, layer: Layer, structure: Structure, module: nn.Linear, values: Tensor
     ) -> str | None:
@@ -207,7 +189,7 @@ class Engine(Watcher):
 
     def __getstate__(self) -> dict[str, Any]:
         # structures are built again from the storage; the copied optimizer has hooks of its own
-        return self.__dict__ | {"structures": {}, "hooks": None, "last": None}
+        return self.__dict__ | {"structures": {}, "hooks": None}
 
 
 CHOSEN = "dense products were chosen"

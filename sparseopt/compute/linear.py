@@ -30,10 +30,6 @@ class Watcher:
         """Whether the gradient of every weight is asked for."""
         return False
 
-    def turned(self, inputs: Tensor) -> list[Tensor]:
-        """The inputs, feature-major."""
-        return feature_major(inputs)
-
 
 class Product(torch.autograd.Function):
     """``torch.nn.functional.linear`` on active values; its gradients too.
@@ -52,7 +48,7 @@ class Product(torch.autograd.Function):
         engine: Watcher,
         stay: bool,
     ) -> Tensor:
-        columns = engine.turned(inputs)
+        columns = feature_major(inputs)
         ctx.structure, ctx.engine, ctx.values = structure, engine, structure.version()
         ctx.save_for_backward(inputs, weight, *columns)  # backward refuses a weight changed since
         products = [structure.forward(block, bias) for block in columns]

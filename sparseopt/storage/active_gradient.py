@@ -12,6 +12,7 @@ the factors of the dense gradient besides, or those alone.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
@@ -232,11 +233,15 @@ def pack(grad: Tensor, index: Tensor | None) -> ActiveGradient:
 
 def as_dense(grad: ActiveGradient) -> Tensor:
     held = grad.held
-    if held.dense is None:
-        with torch.inference_mode(False):  # it stays p.grad when the user's mode has ended
-            held.dense = spread(grad) if held.factors is None else held.factors.dense()
-        held.values = held.factors = None
+    with making:
+        if held.dense is None:
+            with torch.inference_mode(False):  # it stays p.grad when the user's mode has ended
+                held.dense = spread(grad) if held.factors is None else held.factors.dense()
+            held.values = held.factors = None
     return held.dense
+
+
+making = threading.RLock()  # several threads may ask for the same one at once
 
 
 def spread(grad: ActiveGradient) -> Tensor:

@@ -63,10 +63,10 @@ class Factors:
 
         An entry is a scalar product: the lengths of its two vectors bound it (Cauchy-Schwarz).
         """
-        rows = torch.linalg.vector_norm(self.slopes, dim=1)
-        columns = torch.linalg.vector_norm(self.inputs, dim=1)
-        # computed sums of so many products may be off by as many roundings
-        least = least / (1.0 + 4.0 * self.slopes.shape[1] * torch.finfo(rows.dtype).eps)
+        rows, columns = lengths(self.slopes), lengths(self.inputs)
+        # computed sums of so many products may be off by as many roundings, or underflow as often
+        samples, numbers = self.slopes.shape[1], torch.finfo(rows.dtype)
+        least = least / (1.0 + 4.0 * samples * numbers.eps) - samples * numbers.tiny
         return positions(rows * columns.max() >= least), positions(columns * rows.max() >= least)
 
     def at(self, rows: Tensor, columns: Tensor) -> Factors:
@@ -95,3 +95,11 @@ class Factors:
         """Whether the product cannot hold NaN or infinity; an unlucky one may say no as well."""
         largest = float(self.slopes.abs().max()) * float(self.inputs.abs().max())
         return largest * self.slopes.shape[1] < torch.finfo(self.slopes.dtype).max
+
+
+def lengths(vectors: Tensor) -> Tensor:
+    """Euclidean norms of rows, whose squares may underflow or overflow."""
+    largest = vectors.abs().max()
+    if largest == 0:
+        return vectors.new_zeros(len(vectors))
+    return torch.linalg.vector_norm(vectors / largest, dim=1).mul_(largest)
