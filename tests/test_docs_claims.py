@@ -169,18 +169,18 @@ def test_the_ratios_of_the_block_are_smaller_than_those_of_the_mlp():
     assert all(block[place] < mlp[place] for place in block)
 
 
-def test_aims_of_sparse_compute_were_missed_at_batch_8_alone(monkeypatch):
-    says("sparse-compute.md", "Aims were missed at batch 8 alone")
+def test_all_aims_of_sparse_compute_were_met_and_that_of_batch_8_by_the_least(monkeypatch):
+    says("sparse-compute.md", "All aims were met. The closest is batch 8 at S = 0.97")
     monkeypatch.syspath_prepend(DOCS)
     computing = from_docs("computing")
     reached = computing.reached()
-    missed = {
-        batch
+    margins = {
+        (batch, sparsity): reached[batch, sparsity] / aim
         for batch, wanted in computing.AIMS.items()
         for sparsity, aim in wanted.items()
-        if reached[batch, sparsity] < aim
     }
-    assert missed == {8}
+    assert min(margins.values()) >= 1
+    assert min(margins, key=margins.get) == (8, 0.97)
 
 
 def test_compact_steps_win_at_high_sparsity_with_sgd_and_from_moderate_sparsity_with_adam():

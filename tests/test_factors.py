@@ -23,7 +23,8 @@ from sparseopt import SparseOptimizer, shortlist
 from sparseopt.layers import Layer
 from sparseopt.scores import Context, MagnitudeGradient, gradient
 from sparseopt.shortlist import best_of_many
-from sparseopt.storage.active_gradient import ActiveGradient, Held, holds_active_only
+from sparseopt.storage.active_gradient import ActiveGradient, Held
+from sparseopt.storage.active_gradient import factors_of as factors_held
 from sparseopt.storage.factors import Factors
 from sparseopt.windows import is_multiple
 
@@ -252,17 +253,19 @@ def test_inputs_written_between_backward_and_step_do_not_change_what_grows() -> 
 
 
 @needs_mkl
-def test_large_batches_keep_the_dense_gradient_where_its_factors_are_larger() -> None:
-    model, optimizer = large("sparse", update_every=1)
-    model(torch.randn(500, 300)).square().sum().backward()
-    assert not any(
-        isinstance(window.dense, ActiveGradient) for window in optimizer._hooks.windows.values()
-    )
-    optimizer.zero_grad()
-    model(torch.randn(6, 300)).square().sum().backward()
-    assert holds_active_only(model[0].weight.grad)
-    (window,) = [w for w in optimizer._hooks.windows.values() if w.dense.shape == (320, 300)]
-    assert window.dense.held.factors is not None
+@pytest.mark.parametrize(
+    ("samples", "sparsity", "kept"),
+    [(6, 0.95, True), (500, 0.95, False), (24, 0.95, True), (24, 0.72, False)],
+)
+def test_factors_are_kept_where_they_are_thin_and_few_products_are_made_beside(
+    samples: int, sparsity: float, kept: bool
+) -> None:
+    model, optimizer = large("sparse", update_every=1, sparsity=sparsity)
+    model(torch.randn(samples, 300)).square().sum().backward()
+    window = optimizer._hooks.windows[id(optimizer.layers[0])]
+    assert (factors_held(window.dense) is not None) == kept
+    assert optimizer.products["0.weight"] == "sparse"
+    assert not bool((model[0].weight.grad[~optimizer.masks["0.weight"]] != 0).any())
 
 
 def test_a_gradient_is_a_multiple_only_if_the_smallest_entry_is() -> None:

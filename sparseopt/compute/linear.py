@@ -72,10 +72,13 @@ class Product(torch.autograd.Function):
             products = [ctx.structure.backward(block) for block in turned]
             # what comes before is slow where gradients and values differ in memory order
             of_inputs = as_given(products, inputs, stay=samples(inputs).t().is_contiguous())
-        if needs[1] and ctx.engine.wants_dense():
-            of_weight = ctx.structure.dense_gradient(turned, columns, weight)
-        elif needs[1]:
-            of_weight = ctx.structure.gradient(turned, columns, weight)
+        if needs[1]:
+            if not ctx.engine.wants_dense():
+                of_weight = ctx.structure.gradient(turned, columns, weight)
+            elif ctx.structure.keeps_factors(len(samples(inputs))):
+                of_weight = ctx.structure.factored_gradient(turned, columns, weight)
+            else:
+                of_weight = samples(slopes).t() @ samples(inputs)
         if needs[2]:
             of_bias = samples(slopes).sum(0)
         return of_inputs, of_weight, of_bias, None, None, None

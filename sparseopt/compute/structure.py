@@ -31,6 +31,11 @@ FEWEST_COLUMNS = 16
 """From so many samples on, sums over bags of embeddings are faster than products of CSR."""
 
 
+# Where factors of a gradient were measured to pay (benchmarks/compute.py, updates):
+THIN = 0.25  # of the entries: so many numbers the factors have at most; else parts take too long
+FEW_PRODUCTS = 6.0  # for each entry: so many are made for the active ones beside, at most
+
+
 class Matrix:
     """A sparse matrix, compressed by rows, that shares these tensors.
 
@@ -130,18 +135,22 @@ class Structure:
             torch.sparse.sampled_addmm(into, in_eights(one), in_eights(other).t(), out=into)
         return made
 
-    def dense_gradient(
-        self, slopes: Sequence[Tensor], inputs: Sequence[Tensor], weight: Tensor
-    ) -> Tensor:
-        """``g x'`` at all places: as its factors, the active entries beside, if those are smaller.
+    def keeps_factors(self, samples: int) -> bool:
+        """Whether a gradient of all entries is kept as its factors rather than multiplied out.
 
         Processes average what they have, which only the whole of it can be.
         """
-        factors = Factors.of(slopes, inputs)
-        if factors.numel >= weight.numel() or in_a_process_group():
-            return factors.dense()
+        entries = self.shape[0] * self.shape[1]
+        thin = samples * sum(self.shape) <= THIN * entries
+        few = samples * len(self.packed.index) <= FEW_PRODUCTS * entries
+        return thin and few and not in_a_process_group()
+
+    def factored_gradient(
+        self, slopes: Sequence[Tensor], inputs: Sequence[Tensor], weight: Tensor
+    ) -> ActiveGradient:
+        """``g x'`` at all places, as its factors, and at the active ones beside."""
         made = self.gradient(slopes, inputs, weight)
-        made.held.factors = factors
+        made.held.factors = Factors.of(slopes, inputs)
         return made
 
     def _buffer(self) -> Tensor:

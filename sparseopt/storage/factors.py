@@ -41,11 +41,6 @@ class Factors:
         """Copies of blocks of samples, since others may write those."""
         return cls(torch.cat([*slopes], 1), torch.cat([*inputs], 1))
 
-    @property
-    def numel(self) -> int:
-        """Numbers held."""
-        return self.slopes.numel() + self.inputs.numel()
-
     def times(self, scale: Tensor) -> Factors:
         """Those of the product, scaled."""
         return Factors(self.slopes * scale, self.inputs)
