@@ -180,7 +180,7 @@ def measure(run: dict[str, Any], rounds: int) -> dict[str, Any]:
 
 
 def update_seconds(
-    one: Trained, inputs: torch.Tensor, labels: torch.Tensor, plain: float, repeats: int = 3
+    one: Trained, inputs: torch.Tensor, labels: torch.Tensor, plain: float, repeats: int = 9
 ) -> float:
     """Seconds that a RigL update adds to the step that ends in it and to the one after it."""
     spent = []
