@@ -24,7 +24,6 @@ class Evolution(Progress):
 
     _hooks: Hooks
 
-    @torch.compiler.disable
     def update_topology(self) -> Record | None:
         """Update the topology now, outside the schedule.
 
@@ -105,6 +104,7 @@ class Evolution(Progress):
         progress = min(1.0, run.steps / self.total_steps) if self.total_steps else 0.0
         return Context(step=run.steps, updates=run.updates, progress=progress, seed=run.seed)
 
+    @torch.compiler.disable
     def _due(self) -> list[Pool]:
         """The pools whose topology is updated after the step about to be taken."""
         step, every = self._run.steps + 1, self.update_every

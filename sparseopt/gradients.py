@@ -205,7 +205,6 @@ class Hooks:
         grad = gradient_of(layer)
         if grad is None or layer.dense:
             return  # a dense layer's gradient is the dense gradient
-        take_factors(grad)  # what they say of inactive entries was collected, or is not wanted
         if holds_active_only(grad):  # from sparse compute: there is nothing else in it
             self.masked[id(layer)] = (weakref.ref(grad), version(grad))
             return

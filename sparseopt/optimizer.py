@@ -216,7 +216,6 @@ class SparseOptimizer(Persistence):
 
     # --- a step -----------------------------------------------------------------------------------
 
-    @torch.compiler.disable
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters, and what was collected of them."""
         self._bind()  # parameters replaced since then have their gradients masked from here on
@@ -254,21 +253,9 @@ class SparseOptimizer(Persistence):
         Returns:
             What the inner optimizer returns: the loss of the closure, or None.
         """
-        due = self._ready(closure)
-        if due is None:
-            return self._probe()
-        if closure is not None:
-            closure = self._masking(closure, due)
-        loss = self._inner_step(closure, due)
-        self._finish(due)
-        return loss
-
-    @torch.compiler.disable
-    def _ready(self, closure: Callable[[], Any] | None) -> Sequence[Pool] | None:
-        """What comes before the inner step; the pools whose update is due, None for a probe."""
         self._bind()
         if closure is None and self._is_probe():
-            return None
+            return self._probe()
         self._undo_probe()
         due = self._due()
         if closure is None:
@@ -276,7 +263,10 @@ class SparseOptimizer(Persistence):
             self._prepare(due)
         else:
             self._open_window()
-        return due
+            closure = self._masking(closure, due)
+        loss = self._inner_step(closure, due)
+        self._finish(due)
+        return loss
 
     def _inner_step(self, closure: Callable[[], Any] | None, due: Sequence[Pool]) -> Any:
         if skips_step(due):
@@ -292,18 +282,17 @@ class SparseOptimizer(Persistence):
     def _masking(self, closure: Callable[[], Any], due: Sequence[Pool]) -> Callable[[], Any]:
         """The closure, with gradients masked after every evaluation (LBFGS makes many)."""
 
-        prepare = torch.compiler.disable(self._prepare)
-
         def masked() -> Any:
             self._storage.leave()
             with torch.enable_grad():
                 loss = closure()
             with torch.no_grad():
-                prepare(due)
+                self._prepare(due)
             return loss
 
         return masked
 
+    @torch.compiler.disable
     def _prepare(self, due: Sequence[Pool]) -> None:
         """Mask the gradients; keep the dense ones for layers whose update asks for them."""
         refuse_gradients(self._layers)
@@ -325,6 +314,7 @@ class SparseOptimizer(Persistence):
         else:
             self._open_window()
 
+    @torch.compiler.disable
     def _bind(self) -> None:
         """Follow parameters that were replaced (FSDP2) or moved (``model.to``)."""
         groups = self._inner.param_groups
@@ -355,7 +345,6 @@ class SparseOptimizer(Persistence):
         }
         self._hooks.attach(layer)
 
-    @torch.compiler.disable
     @torch.no_grad()
     def apply_masks(self, model: nn.Module | None = None) -> None:
         """Zero the inactive weights: of this model, or of a copy such as an EMA.

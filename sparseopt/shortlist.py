@@ -62,7 +62,7 @@ def best_of_many(
     few = high == math.inf
     chosen = torch.zeros_like(among) if few else torch.empty_like(among)
     places, worths, listed, missing = [], [], 0, k
-    for part, locate in pieces(layer, score, low, high):
+    for part, locate in pieces(layer, score, low, few):
         worth = scores_at(layer, score, part, context)
         less = worth < low  # not NaN: it is listed, and the ranking will refuse it
         if few:
@@ -131,10 +131,10 @@ Piece = tuple[Callable[[Tensor], Tensor], Callable[["np.ndarray[Any, Any]"], Any
 """What takes its entries out of a tensor of the layer's shape; where in the layer they lie."""
 
 
-def pieces(layer: Layer, score: Score, low: float, high: float) -> Iterator[Piece]:
+def pieces(layer: Layer, score: Score, low: float, few: bool) -> Iterator[Piece]:
     """All entries that may be worth ``low``, in row-major order, a chunk at a time."""
-    factors = None if layer.gradient is None else factors_of(layer.gradient)
-    if factors is not None and score is magnitude_of_gradient and high == math.inf:
+    factors = factors_of(layer.gradient)
+    if factors is not None and few and score is magnitude_of_gradient:
         yield from crossings(factors, low)
         return
     row = layer.numel // layer.shape[0]
@@ -171,7 +171,7 @@ def crossings(factors: Factors, low: float) -> Iterator[Piece]:
 
 def sampler(gradient: Tensor | None) -> Callable[[Tensor], Tensor]:
     """What gives the sampled entries of a tensor of the layer's shape, a row for each place."""
-    factors = None if gradient is None else factors_of(gradient)
+    factors = factors_of(gradient)
     if factors is None:
         return windows
     found, places = factors.windows(WINDOWS, WIDTH)

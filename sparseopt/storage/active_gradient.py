@@ -171,7 +171,7 @@ def holds_factors(grad: Tensor) -> TypeGuard[ActiveGradient]:
     return factors_of(grad) is not None
 
 
-def factors_of(grad: Tensor) -> Factors | None:
+def factors_of(grad: Tensor | None) -> Factors | None:
     """The factors of a dense gradient that was not asked for yet."""
     return grad.held.factors if isinstance(grad, ActiveGradient) else None
 
