@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import weakref
 from collections import defaultdict
@@ -221,9 +220,16 @@ class SparseOptimizer(Persistence):
         self._bind()  # parameters replaced since then have their gradients masked from here on
         self._hooks.forget()
         zero = self._inner.zero_grad
-        plain = set_to_none and getattr(zero, "__func__", None) is ZERO_GRAD
-        with untouched() if plain else contextlib.nullcontext():  # torch's own asks for no values
+        if getattr(zero, "__func__", None) is not ZERO_GRAD or not set_to_none:
             zero(set_to_none)
+            return
+        with untouched():  # torch's own asks for no values
+            if torch.autograd._profiler_enabled():  # it shows a range
+                zero(set_to_none)
+                return
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    weight.grad = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with masks of their own at the density that the schedule has now.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer, optimizer
 
-__all__ = ["Wrapper", "check_inner", "with_hooks"]
+__all__ = ["Wrapper", "check_inner", "is_observed", "step_of", "with_hooks"]
 
 # GradScaler sets these on the object it is given; the inner optimizer would never see them
 AMP_NAMES = ("grad_scale", "found_inf")
@@ -134,27 +134,43 @@ class Wrapper(Optimizer):
 
 
 def with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
-    """``step`` as torch dresses it, with hooks and a range in profiles, while there are any.
-
-    To open a range that nobody looks at would take a twentieth of a small step.
-    """
+    """``step`` as torch dresses it, with hooks and a range in profiles, while there are any."""
     dressed = Optimizer.profile_hook_step(step)
 
     @functools.wraps(step)
     def stepping(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        hooks = (
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or optimizer._global_optimizer_pre_hooks
-            or optimizer._global_optimizer_post_hooks
-        )
-        wanted = hooks or torch.autograd._profiler_enabled()
         # a subclass has a step of its own, which torch has dressed
         ours = type(self).step is stepping
-        return (dressed if wanted and ours else step)(self, *args, **kwargs)
+        return (dressed if ours and is_observed(self) else step)(self, *args, **kwargs)
 
     stepping.hooked = True  # type: ignore[attr-defined]
     return stepping
+
+
+def step_of(inner: Optimizer) -> Callable[..., Any]:
+    """The optimizer's ``step``, without torch's dress of it while nobody looks."""
+    step = type(inner).step
+    dressed = getattr(step, "__code__", None) is DRESS and "step" not in inner.__dict__
+    if not dressed or is_observed(inner) or torch.compiler.is_compiling():
+        return inner.step
+    return functools.partial(step.__wrapped__, inner)  # type: ignore[attr-defined]
+
+
+DRESS = Optimizer.profile_hook_step(Optimizer.step).__code__
+
+
+def is_observed(inner: Optimizer) -> bool:
+    """Whether there are hooks on its steps, or a profiler.
+
+    To open a range in profiles that nobody looks at would take a twentieth of a small step.
+    """
+    hooks = (
+        inner._optimizer_step_pre_hooks
+        or inner._optimizer_step_post_hooks
+        or optimizer._global_optimizer_pre_hooks
+        or optimizer._global_optimizer_post_hooks
+    )
+    return bool(hooks) or torch.autograd._profiler_enabled()
 
 
 def check_inner(optimizer: Any) -> None:

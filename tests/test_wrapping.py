@@ -1,6 +1,7 @@
 """The wrapper beside what surrounds it: added groups, hooks, other attributes, the model."""
 
 import copy
+import functools
 
 import old_torch
 import pytest
@@ -226,6 +227,28 @@ def test_a_profile_shows_the_steps_of_both_optimizers():
     counts = {event.key: event.count for event in profile.key_averages()}
     assert counts["Optimizer.step#SparseOptimizer.step"] == 2
     assert counts["Optimizer.step#SGD.step"] == 2
+    assert counts["Optimizer.zero_grad#SGD.zero_grad"] == 2
+
+
+@pytest.mark.parametrize("storage", ["masked", "compact"])
+@pytest.mark.parametrize("place", ["class", "object"])
+def test_what_somebody_put_in_the_place_of_the_inner_step_is_called(place, storage):
+    class Mine(SGD):
+        pass
+
+    model, calls = mlp(), []
+    inner = Mine(model.parameters(), lr=0.1)
+    optimizer = sparse(model, inner, "set", storage=storage)
+    original = Mine.step if place == "class" else inner.step
+
+    @functools.wraps(original)  # which makes it look like torch's own
+    def counting(*args, **options):
+        calls.append("step")
+        return original(*args, **options)
+
+    setattr(Mine if place == "class" else inner, "step", counting)
+    train(model, optimizer, 3)
+    assert calls == ["step"] * 3
 
 
 # --- delegation (row 22) --------------------------------------------------------------------------

@@ -48,8 +48,10 @@ class Product(torch.autograd.Function):
         engine: Watcher,
         stay: bool,
     ) -> Tensor:
-        columns = feature_major(inputs)
+        rows = samples(inputs)
+        columns = feature_major(rows)
         ctx.structure, ctx.engine, ctx.values = structure, engine, structure.version()
+        ctx.stay = rows.t().is_contiguous()
         ctx.save_for_backward(inputs, weight, *columns)  # backward refuses a weight changed since
         products = [structure.forward(block, bias) for block in columns]
         return no_view(as_given(products, inputs, stay))
@@ -66,32 +68,43 @@ class Product(torch.autograd.Function):
         if torch.is_grad_enabled() or batched(slopes) or changed:
             return dense_gradients(inputs, weight, slopes, ctx.needs_input_grad)
         needs = ctx.needs_input_grad
-        turned = feature_major(slopes)
+        rows = samples(slopes)
+        turned = feature_major(rows)
         of_inputs = of_weight = of_bias = None
         if needs[0]:
             products = [ctx.structure.backward(block) for block in turned]
             # what comes before is slow where gradients and values differ in memory order
-            of_inputs = as_given(products, inputs, stay=samples(inputs).t().is_contiguous())
+            of_inputs = as_given(products, inputs, ctx.stay)
         if needs[1]:
             if not ctx.engine.wants_dense():
                 of_weight = ctx.structure.gradient(turned, columns, weight)
-            elif ctx.structure.keeps_factors(len(samples(inputs))):
+            elif ctx.structure.keeps_factors(len(rows)):
                 of_weight = ctx.structure.factored_gradient(turned, columns, weight)
             else:
-                of_weight = samples(slopes).t() @ samples(inputs)
+                of_weight = rows.t() @ samples(inputs)
         if needs[2]:
-            of_bias = samples(slopes).sum(0)
+            of_bias = rows.sum(0)
         return of_inputs, of_weight, of_bias, None, None, None
 
 
 BLOCK = 128  # samples multiplied at a time: what is read of them out of order stays in the cache
 
 
-def feature_major(values: Tensor) -> list[Tensor]:
-    """Features in rows, all leading dimensions in columns; a contiguous matrix for each block."""
-    rows = samples(values)
-    number = -(-rows.shape[0] // BLOCK)
-    return [block.t().contiguous() for block in (rows.chunk(number) if number > 1 else [rows])]
+def feature_major(rows: Tensor) -> list[Tensor]:
+    """Features in rows, samples in columns; a contiguous matrix for each block of samples."""
+    number = -(-len(rows) // BLOCK)
+    return [transposed(block) for block in (rows.chunk(number) if number > 1 else [rows])]
+
+
+def transposed(matrix: Tensor) -> Tensor:
+    """The transpose as a contiguous matrix."""
+    turned = matrix.t()
+    if min(matrix.shape) > THIN or turned.is_contiguous():
+        return turned.contiguous()
+    return torch.cat([turned], 1)  # copies run by run; tiles, of which few are full, take twice
+
+
+THIN = 16  # rows or columns: with more, tiles that stay in the cache are the faster way
 
 
 def as_given(blocks: list[Tensor], like: Tensor, stay: bool) -> Tensor:
@@ -99,7 +112,7 @@ def as_given(blocks: list[Tensor], like: Tensor, stay: bool) -> Tensor:
     if stay:
         rows = (blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)).t()
     elif len(blocks) == 1:
-        rows = blocks[0].t().contiguous()
+        rows = transposed(blocks[0])
     else:
         sizes = [block.shape[1] for block in blocks]
         rows = blocks[0].new_empty(sum(sizes), len(blocks[0]))

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from ..bias_correction import BORN, BiasCorrection, Moments, mark_grown
 from ..layers import Layer
 from ..positions import count
+from ..wrapper import step_of
 from .active_gradient import active_values
 from .deferred import stamp
 from .state import StateTable, keeps_zeros, mean_of, state_of
@@ -39,7 +40,8 @@ class Masked:
 
     def step(self, closure: Callable[[], Any] | None) -> Any:
         """One step of the inner optimizer."""
-        return self.inner.step() if closure is None else self.inner.step(closure)
+        step = step_of(self.inner)
+        return step() if closure is None else step(closure)
 
     def group(self, layer: Layer) -> dict[str, Any]:
         return self.inner.param_groups[layer.key[0]]
