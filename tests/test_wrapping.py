@@ -239,14 +239,15 @@ def test_what_somebody_put_in_the_place_of_the_inner_step_is_called(place, stora
     model, calls = mlp(), []
     inner = Mine(model.parameters(), lr=0.1)
     optimizer = sparse(model, inner, "set", storage=storage)
-    original = Mine.step if place == "class" else inner.step
+    holder = Mine if place == "class" else inner
+    original = holder.step
 
     @functools.wraps(original)  # which makes it look like torch's own
     def counting(*args, **options):
         calls.append("step")
         return original(*args, **options)
 
-    setattr(Mine if place == "class" else inner, "step", counting)
+    holder.step = counting
     train(model, optimizer, 3)
     assert calls == ["step"] * 3
 
