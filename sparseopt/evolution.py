@@ -16,7 +16,7 @@ from .storage.state import forget_state
 from .update import Change
 from .windows import dense_gradients
 
-__all__ = ["Evolution"]
+__all__ = ["Evolution", "check_capture"]
 
 
 class Evolution(Progress):
@@ -141,3 +141,13 @@ class Evolution(Progress):
             layer.gradient = gradient
             if observe is not None and layer.gradient is not None:
                 observe(layer)
+
+
+def check_capture(due: Sequence[Pool]) -> None:
+    """Raise RuntimeError if a step that ends in an update is being captured in a CUDA graph."""
+    on_cuda = any(layer.mask.is_cuda for pool in due for layer in pool.layers)
+    if on_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "this step ends in a topology update, which decides on the CPU what a CUDA graph would "
+            "only repeat: capture a step without one, and take the steps with updates outside"
+        )

@@ -17,6 +17,7 @@ from .bias_correction import check_supported
 from .compute.choice import Choose
 from .compute.engine import Engine, check_compute, dense_compute, storage_for
 from .distributions import check_sparsity
+from .evolution import check_capture
 from .gradients import Hooks, refuse_gradients
 from .history import Record, Run
 from .layers import Layer, Pattern, Selection, counterparts, wrapped
@@ -27,12 +28,11 @@ from .refusals import refuse_unsupported
 from .shards import shard_like
 from .storage import Compact, choose_storage
 from .watched import release_all, untouched, with_fast_paths
-from .wrapper import check_inner, with_hooks
+from .wrapper import check_inner, with_hooks, zero_grad_of
 
 __all__ = ["SparseOptimizer"]
 
 logger = logging.getLogger("sparseopt")
-ZERO_GRAD = Optimizer.zero_grad  # torch's own, whatever takes its place later
 
 
 class SparseOptimizer(Persistence):
@@ -219,17 +219,7 @@ class SparseOptimizer(Persistence):
         """Reset the gradients of all parameters, and what was collected of them."""
         self._bind()  # parameters replaced since then have their gradients masked from here on
         self._hooks.forget()
-        zero = self._inner.zero_grad
-        if getattr(zero, "__func__", None) is not ZERO_GRAD or not set_to_none:
-            zero(set_to_none)
-            return
-        with untouched():  # torch's own asks for no values
-            if torch.autograd._profiler_enabled():  # it shows a range
-                zero(set_to_none)
-                return
-            for group in self.param_groups:
-                for weight in group["params"]:
-                    weight.grad = None
+        zero_grad_of(self._inner, set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with masks of their own at the density that the schedule has now.
@@ -264,6 +254,7 @@ class SparseOptimizer(Persistence):
             return self._probe()
         self._undo_probe()
         due = self._due()
+        check_capture(due)
         if closure is None:
             due = self._with_gradients(due)
             self._prepare(due)

@@ -103,10 +103,14 @@ def scale_of(layer: Layer, window: Window, grad: Tensor) -> Tensor | None:
     """By how much the active entries were scaled; None: not at all."""
     if window.grad() is grad and window.writes == writes_of(grad) >= 0:
         return None
-    if layer.index is None and same_where(window.dense, grad.detach(), layer.mask):
+    here = grad.device.type == "cpu"  # another device would have to be waited for
+    if here and layer.index is None and same_where(window.dense, grad.detach(), layer.mask):
         return None
     then, now = active_part(layer, window.dense), active_part(layer, grad.detach())
-    return None if torch.equal(then, now) else ratio(then.norm(), now.norm())
+    if here and torch.equal(then, now):
+        return None
+    before, after = (torch.linalg.vector_norm(one, dtype=torch.float64) for one in (then, now))
+    return ratio(before, after)
 
 
 def scales_of_shards(

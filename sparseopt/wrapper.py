@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch.optim import Optimizer, optimizer
 
-__all__ = ["Wrapper", "check_inner", "is_observed", "step_of", "with_hooks"]
+from .watched import untouched
+
+__all__ = ["Wrapper", "check_inner", "is_observed", "step_of", "with_hooks", "zero_grad_of"]
 
 # GradScaler sets these on the object it is given; the inner optimizer would never see them
 AMP_NAMES = ("grad_scale", "found_inf")
@@ -156,6 +158,22 @@ def step_of(inner: Optimizer) -> Callable[..., Any]:
     return functools.partial(step.__wrapped__, inner)  # type: ignore[attr-defined]
 
 
+def zero_grad_of(inner: Optimizer, set_to_none: bool) -> None:
+    """Call the optimizer's ``zero_grad``, without its range in profiles while nobody looks."""
+    zero = inner.zero_grad
+    if getattr(zero, "__func__", None) is not ZERO_GRAD or not set_to_none:
+        zero(set_to_none)
+        return
+    with untouched():  # torch's own asks for no values
+        if torch.autograd._profiler_enabled():
+            zero(set_to_none)
+            return
+        for group in inner.param_groups:
+            for weight in group["params"]:
+                weight.grad = None
+
+
+ZERO_GRAD = Optimizer.zero_grad  # torch's own, whatever takes its place later
 DRESS = Optimizer.profile_hook_step(Optimizer.step).__code__
 
 

@@ -276,11 +276,14 @@ class Compact(Masked):
     def clean(self, layer: Layer) -> None:
         self.take_up(layer, moved=True)
 
-    def _repack(self, layer: Layer, index: Tensor) -> None:
+    def _repack(self, layer: Layer, index: Tensor, into: Packed | None = None) -> None:
         if layer.dense:
             self.packed.pop(layer.key, None)
             return
-        values = nn.Parameter(layer.weight.new_empty(len(index)))
+        if into is None:
+            values = nn.Parameter(layer.weight.new_empty(len(index)))
+        else:
+            index, values = into.index.copy_(index), into.values
         self.packed[layer.key] = Packed(index, values, layer.weight.stride())
         layer.index = index if layer.weight.is_contiguous() else None
 
@@ -317,7 +320,8 @@ class Compact(Masked):
         zero = self._to_zero(layer, ~staying, index, ~survived)  # before a view holds the weight
         flat(weight, weight).index_fill_(0, zero, 0.0)
         layer.set_mask(change.mask, change.nnz)
-        self._repack(layer, index)
+        into = old if old is not None and old.holds(index, weight) else None
+        self._repack(layer, index, into)
         new = self.packed.get(layer.key)
 
         def moved(value: Tensor, neutral: float) -> Tensor:
@@ -329,7 +333,10 @@ class Compact(Masked):
             there = moved(value, neutral)
             if grown_state == "mean" and neutral == 0.0:
                 there.masked_fill_(~survived, mean_of(there, len(target)))
-            self.inner.state[weight][key] = unflat(there, weight) if new is None else there
+            if into is None:
+                self.inner.state[weight][key] = unflat(there, weight) if new is None else there
+            else:
+                value.copy_(there)
         if old is not None and new is not None:
             new.values.copy_(moved(old.values.detach(), 0.0))
 

@@ -35,6 +35,14 @@ class Packed:
             return True
         return is_watched(weight) and self.left == stamp(weight)
 
+    def holds(self, index: Tensor, weight: Tensor) -> bool:
+        """Whether other active weights are to take this memory, which CUDA graphs go on using.
+
+        On the CPU gradients and matrices that know their topology by its index may outlive it.
+        """
+        fits = len(index) == len(self.index) and weight.dtype == self.values.dtype
+        return fits and weight.is_cuda and self.values.is_cuda
+
     def lies_as(self, weight: Tensor) -> bool:
         """Whether the weight lies in memory as it did: in the same order, on the same device."""
         return self.strides == weight.stride() and self.values.device == weight.device

@@ -97,12 +97,13 @@ def zero_at_sentinels(values: Tensor, layer: Layer, turn: int) -> bool:
     Guards against writes that autograd does not count (``weight.data.copy_(average)``). Every turn
     looks at other places of a large layer, evenly spread: at all of them within
     ``numel / (WINDOWS * WIDTH)`` turns, but for the ends, which take as many again. False too where
-    ``values`` has another layout than the weight.
+    ``values`` has another layout than the weight, or lies on another device: to be told, training
+    would have to wait for that device in every step.
     """
     weight, mask = layer.weight, layer.mask
     if is_sharded(weight):
         values, weight, mask = local(values), local(weight), local(mask)
-    if values.stride() != weight.stride() or values.is_sparse:
+    if values.device.type != "cpu" or values.stride() != weight.stride() or values.is_sparse:
         return False
     with untouched():  # only read
         seen, active = sample(flat(values, weight), turn), sample(flat(mask, weight), turn)
