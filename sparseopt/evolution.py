@@ -33,6 +33,7 @@ class Evolution(Progress):
         Returns:
             The record of the update; None if it waits for the next step.
         """
+        check_capture(self._pools)
         self._bind()
         self._run.requested = True
         if any(pool.algorithm.needs_gradient for pool in self._pools):

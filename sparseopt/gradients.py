@@ -143,6 +143,7 @@ class Hooks:
             # DDP asks for its own last act during the pass; what we ask for at its end comes later
             at_the_end(lambda: at_the_end(self._collect))
 
+    @torch.compiler.disable
     @torch.no_grad()
     def _collect(self) -> None:
         """Keep a copy of the dense gradients, then mask them: also those that DDP brought alone."""
@@ -242,6 +243,7 @@ torch refuses to swap parameters (``torch.utils.swap_tensors``) to which there a
 def _hook(hooks: weakref.ref[Hooks], layer: weakref.ref[Layer]) -> Callable[[Tensor], None]:
     """A hook that dies with its optimizer, so that wrapping anew leaves no old mask at work."""
 
+    @torch.compiler.disable
     def hook(weight: Tensor) -> None:
         watcher, watched = hooks(), layer()
         if watcher is not None and watched is not None and watched.weight is weight:
@@ -253,6 +255,7 @@ def _hook(hooks: weakref.ref[Hooks], layer: weakref.ref[Layer]) -> Callable[[Ten
 def _before(hooks: weakref.ref[Hooks], layer: weakref.ref[Layer]) -> Callable[[Tensor], None]:
     """A hook called with what is about to be added to a gradient."""
 
+    @torch.compiler.disable
     def hook(addend: Tensor) -> None:
         watcher, watched = hooks(), layer()
         if watcher is not None and watched is not None:
@@ -264,6 +267,7 @@ def _before(hooks: weakref.ref[Hooks], layer: weakref.ref[Layer]) -> Callable[[T
 def _notice(hooks: weakref.ref[Hooks]) -> Callable[[Tensor], None]:
     """A hook that has dense gradients collected at the end of the backward pass."""
 
+    @torch.compiler.disable
     def hook(weight: Tensor) -> None:
         watcher = hooks()
         if watcher is not None and watcher.collecting:

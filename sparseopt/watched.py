@@ -57,6 +57,7 @@ class Watched(nn.Parameter):
     """A parameter whose memory nobody got hold of since the last step."""
 
     @classmethod
+    @torch.compiler.disable  # to trace it would change the weight that is traced
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -126,7 +127,10 @@ READING = {
 
 def makes_a_parameter(func: Any) -> bool:
     """Whether it is ``nn.Parameter(weight)`` that asks, which wants the type of what it gets."""
-    return func is torch.Tensor.detach and sys._getframe(2).f_code is nn.Parameter.__new__.__code__
+    if func is not torch.Tensor.detach:
+        return False
+    callers = sys._getframe(2), sys._getframe(3)  # one of them is of torch.compiler.disable
+    return nn.Parameter.__new__.__code__ in [frame.f_code for frame in callers]
 
 
 def a_parameter(weight: Tensor) -> Tensor:
@@ -196,6 +200,7 @@ def call_first() -> bool:
     return True
 
 
+@torch.compiler.disable  # torch calls it holding a lock, for which compiling it would wait
 def release_watched(*_: Any) -> None:
     """Make all of them ordinary, for good: compiled code is to meet ordinary parameters."""
     over.set()

@@ -103,14 +103,20 @@ def scale_of(layer: Layer, window: Window, grad: Tensor) -> Tensor | None:
     """By how much the active entries were scaled; None: not at all."""
     if window.grad() is grad and window.writes == writes_of(grad) >= 0:
         return None
-    here = grad.device.type == "cpu"  # another device would have to be waited for
+    here = is_here(grad)
     if here and layer.index is None and same_where(window.dense, grad.detach(), layer.mask):
         return None
     then, now = active_part(layer, window.dense), active_part(layer, grad.detach())
     if here and torch.equal(then, now):
         return None
-    before, after = (torch.linalg.vector_norm(one, dtype=torch.float64) for one in (then, now))
+    wide = torch.promote_types(now.dtype, torch.float32)
+    before, after = (torch.linalg.vector_norm(one, dtype=wide) for one in (then, now))
     return ratio(before, after)
+
+
+def is_here(grad: Tensor) -> bool:
+    """Whether it can be looked at without waiting for another device."""
+    return grad.device.type == "cpu"
 
 
 def scales_of_shards(
@@ -136,7 +142,8 @@ def is_multiple(now: Tensor, then: Tensor, scale: Tensor) -> bool:
 
 
 def ratio(before: Tensor, after: Tensor) -> Tensor:
-    return torch.where(before > 0, after / before, torch.ones_like(before))
+    changed = (before > 0) & (before != after)  # not if both are infinite
+    return torch.where(changed, after / before, torch.ones_like(before))
 
 
 def active_part(layer: Layer, values: Tensor) -> Tensor:

@@ -158,6 +158,7 @@ def step_of(inner: Optimizer) -> Callable[..., Any]:
     return functools.partial(step.__wrapped__, inner)  # type: ignore[attr-defined]
 
 
+@torch.compiler.disable
 def zero_grad_of(inner: Optimizer, set_to_none: bool) -> None:
     """Call the optimizer's ``zero_grad``, without its range in profiles while nobody looks."""
     zero = inner.zero_grad
@@ -165,7 +166,7 @@ def zero_grad_of(inner: Optimizer, set_to_none: bool) -> None:
         zero(set_to_none)
         return
     with untouched():  # torch's own asks for no values
-        if torch.autograd._profiler_enabled():
+        if is_profiled():
             zero(set_to_none)
             return
         for group in inner.param_groups:
@@ -188,7 +189,12 @@ def is_observed(inner: Optimizer) -> bool:
         or optimizer._global_optimizer_pre_hooks
         or optimizer._global_optimizer_post_hooks
     )
-    return bool(hooks) or torch.autograd._profiler_enabled()
+    return bool(hooks) or is_profiled()
+
+
+def is_profiled() -> bool:
+    """Whether a profiler runs, in this thread or, for all threads, in another."""
+    return torch.autograd._profiler_enabled() or torch.autograd.profiler._is_profiler_enabled
 
 
 def check_inner(optimizer: Any) -> None:

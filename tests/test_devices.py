@@ -79,7 +79,45 @@ def test_weights_on_another_device_are_masked_in_every_step():
     optimizer._bind()
     layer = optimizer._layers[0]
     optimizer._storage.note_clean(layer)
+    layer.weight.grad = torch.empty_like(layer.weight)
     assert not optimizer._storage.is_clean(layer)
+
+
+@pytest.mark.parametrize("storage", ["masked", "compact"])
+def test_a_step_leaves_weights_without_gradients_to_a_waiting_backward_pass(storage: str):
+    model = nn.ModuleList([mlp(seed=seed) for seed in range(3)])
+    optimizer = sparse(model, inner_named("sgd"), storage=storage, update_every=9)
+    for part in model:
+        to_meta(part, optimizer)
+    inputs = torch.empty(4, 6, device="meta", dtype=torch.float64)
+
+    def losses():
+        optimizer.zero_grad()
+        seen = model[0](inputs)
+        return [part(torch.cat([seen, seen[:, :1]], 1)).sum() for part in model[1:]]
+
+    sum(losses()).backward()
+    optimizer.step()  # masks all of them: they were moved
+    one, other = losses()
+    one.backward(inputs=[*model[1].parameters()])
+    optimizer.step()
+    other.backward(inputs=[*model[2].parameters()])
+    optimizer.step()
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize("algo", ["rigl", "snfs", "mest_g"])
+def test_growth_is_the_same_where_scales_are_not_compared(algo, clip, monkeypatch):
+    runs = []
+    for compare in (True, False):
+        if not compare:  # as on other devices
+            monkeypatch.setattr("sparseopt.windows.is_here", lambda _: False)
+        model = mlp()
+        optimizer = sparse(model, inner_named("sgd"), algo, storage="masked")
+        train(model, optimizer, 12, clip=clip)
+        runs.append((model, optimizer))
+    assert optimizer.updates > 2
+    assert_agree(*runs)
 
 
 # --- CUDA graphs ----------------------------------------------------------------------------------
@@ -134,7 +172,7 @@ def test_a_captured_step_follows_the_topology(storage: str):
     for captured in (False, True):
         model = mlp((64, 48, 8), dtype=torch.float32).cuda()
         inner = torch.optim.AdamW(model.parameters(), lr=1e-2, capturable=True)
-        optimizer = sparse(model, inner, "set", storage=storage, update_every=10**6)
+        optimizer = sparse(model, inner, "set", storage=storage, total_steps=None)
         inputs = torch.linspace(-1, 1, 16 * 64, device="cuda").view(16, 64)
 
         def step(model=model, optimizer=optimizer, inputs=inputs):

@@ -1,6 +1,8 @@
 """Around and inside the wrapper: the proxies of Lightning, and torch.compile."""
 
 import copy
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -164,6 +166,63 @@ def test_a_compiled_step_makes_at_most_two_graphs_in_30_steps(algo, storage):
         # compiled, torch counts steps in float32 and corrects the bias with that
         assert torch.allclose(p, q, rtol=0, atol=1e-6)
     torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "how", [{"storage": "masked"}, {"storage": "compact"}, {"compute": "sparse"}], ids=str
+)
+@pytest.mark.parametrize("algo", ["set", "rigl"])
+@pytest.mark.parametrize("width", [20, 100])  # compact storage watches weights of 8,192 entries
+def test_a_training_step_may_be_compiled_as_a_whole(algo, how, width):
+    if "compute" in how and not torch.backends.mkl.is_available():
+        pytest.skip("needs MKL")
+    torch._dynamo.reset()
+    ends = []
+    for compiled in (False, True):
+        model = mlp((6, width, width, 5))
+        optimizer = sparse(model, SGD(model.parameters(), lr=0.1), algo, sparsity=0.9, **how)
+
+        def step(number, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss_of(model, number).backward()
+            optimizer.step()
+
+        step = torch.compile(step, backend="aot_eager", dynamic=True) if compiled else step
+        for number in range(8):
+            step(number)
+        assert optimizer.updates == 2
+        ends.append(model.state_dict())
+    assert_same(*ends)
+    torch._dynamo.reset()
+
+
+FIRST_COMPILED = """
+import torch
+from sparseopt import SparseOptimizer
+
+model = torch.nn.Sequential(torch.nn.Linear(100, 100), torch.nn.Linear(100, 100))
+sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+optimizer = SparseOptimizer(sgd, sparsity=0.9, model=model, storage="compact", update_every=2)
+
+def step():
+    optimizer.zero_grad()
+    model(torch.ones(4, 100)).sum().backward()
+    optimizer.step()
+
+step()  # from now on weights are watched
+compiled = torch.compile(step, backend="aot_eager")
+for _ in range(4):
+    compiled()
+print(optimizer.updates)
+"""
+
+
+def test_the_first_compilation_of_a_process_may_be_in_a_backward_pass():
+    """torch tells us of it, so that weights become ordinary, while it holds a lock."""
+    command = [sys.executable, "-c", FIRST_COMPILED]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert ran.stdout.split() == ["2"]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -57,6 +57,7 @@ class Product(torch.autograd.Function):
         return no_view(as_given(products, inputs, stay))
 
     @staticmethod
+    @torch.compiler.disable
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):

@@ -97,7 +97,7 @@ class Structure:
         self.turned: Matrix | None = None
         self.order: Tensor | None = None
         self.turned_at: tuple[tuple[int, int] | None, int] | None = None
-        self.sampled: Tensor | None = None
+        self.sampled: Matrix | None = None
         self.given: weakref.ref[Held] | None = None
         self.lock = threading.Lock()  # backward passes may run in several threads
 
@@ -126,13 +126,12 @@ class Structure:
         """``g x'`` at the active places only, summed over blocks of samples."""
         with self.lock:
             into = self._buffer()
-            values = into.values()
             with untouched():  # asks for the shape only
-                made = ActiveGradient(values, self.packed.index, weight)
+                made = ActiveGradient(into.values, self.packed.index, weight)
             self.given = weakref.ref(made.held)
-        values.zero_()
+        into.values.zero_()
         for one, other in zip(slopes, inputs, strict=True):
-            torch.sparse.sampled_addmm(into, in_eights(one), in_eights(other).t(), out=into)
+            torch.sparse.sampled_addmm(into.csr, in_eights(one), in_eights(other).t(), out=into.csr)
         return made
 
     def keeps_factors(self, samples: int) -> bool:
@@ -153,13 +152,13 @@ class Structure:
         made.held.factors = Factors.of(slopes, inputs)
         return made
 
-    def _buffer(self) -> Tensor:
+    def _buffer(self) -> Matrix:
         """A matrix for the gradient: the last one, unless somebody still holds its values."""
         before = None if self.given is None else self.given()
         if self.sampled is None or (before is not None and before.values is not None):
             mine = self.matrix
             values = torch.empty_like(mine.values)
-            self.sampled = csr(mine.starts, mine.columns, values, self.shape)
+            self.sampled = Matrix(mine.starts, mine.columns, values, self.shape)
         return self.sampled
 
     def _transpose(self) -> tuple[Matrix, Tensor]:

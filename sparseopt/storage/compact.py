@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from ..layers import Layer
 from ..positions import compress, count, positions
 from ..watched import Watch, release_all, untouched
+from ..wrapper import step_of
 from .active_gradient import take_values
 from .deferred import Deferred, defer, settle, stamp
 from .masked import Masked
@@ -53,8 +54,9 @@ class Compact(Masked):
         ours = (BEFORE, AFTER) if closure is None else (AFTER,)  # else before: nothing is packed
         self.stepping = True
         try:
-            with without_hooks(self.inner, ours):
-                loss = super().step(closure)
+            with without_hooks(self.inner, ours):  # also those that a closure registers
+                step = step_of(self.inner)
+                loss = step() if closure is None else step(closure)
         finally:
             self.stepping = False
         if getattr(self.inner, AFTER, None):

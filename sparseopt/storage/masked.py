@@ -40,8 +40,7 @@ class Masked:
 
     def step(self, closure: Callable[[], Any] | None) -> Any:
         """One step of the inner optimizer."""
-        step = step_of(self.inner)
-        return step() if closure is None else step(closure)
+        return step_of(self.inner)() if closure is None else self.inner.step(closure)
 
     def group(self, layer: Layer) -> dict[str, Any]:
         return self.inner.param_groups[layer.key[0]]
@@ -106,12 +105,17 @@ class Masked:
     def is_clean(self, layer: Layer) -> bool:
         """Whether inactive weights are zero: nothing was written since we saw them.
 
-        Writes through ``.data`` leave no trace but the values; the sentinels see those.
+        Writes through ``.data`` leave no trace but the values; the sentinels see those. On other
+        devices they do not look: a weight is masked in every step that writes it anyway.
         """
         if layer.dense:
             return True
-        seen = self.clean_at.get(layer.key) == stamp(layer.weight)
-        return seen and zero_at_sentinels(layer.weight, layer, self.turn)
+        weight = layer.weight
+        if self.clean_at.get(layer.key) != stamp(weight):
+            return False
+        # a backward pass may be waiting for a weight that takes no part in this step
+        resting = weight.device.type != "cpu" and weight.grad is None
+        return resting or zero_at_sentinels(weight, layer, self.turn)
 
     def note_clean(self, layer: Layer) -> None:
         self.clean_at[layer.key] = stamp(layer.weight)
