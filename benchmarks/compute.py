@@ -14,7 +14,7 @@ list can be worked off in pieces. A step is forward, backward and ``optimizer.st
 feed-forward part 512-2048-512, on sequences of 8 tokens: its batch counts tokens. Dense torch
 (default optimizer), dense torch with its fused optimizer, sparselab (static topology, if
 installed) and sparseopt (RigL, ``compute="auto"``) take turns in every round, so that all meet the
-same machine; ratios are taken within a round. Seconds are those of the processor on one thread
+same machine; ratios are taken within a round. A turn begins with steps that are not timed. Seconds are those of the processor on one thread
 (the machine may be busy with other work), of the clock on several. The cost of an update (a step
 that ends in one, less a step without) is measured apart, and a hundredth of it, for an update every
 100 steps, is added to every sparse step. Writes benchmarks/results/compute*.json.
@@ -46,6 +46,7 @@ SIZES = (784, 1568, 1568, 1568, 10)
 WIDTH, HIDDEN, HEADS, TOKENS = 512, 2048, 8, 8
 UPDATE_EVERY = 100
 TURN = 256  # samples in a turn: so many steps that each network has the caches to itself
+WARM = 5  # steps before, not timed: the network before has emptied the caches
 SPARSITIES, BATCHES = (0.8, 0.9, 0.95, 0.97, 0.99), (8, 32, 128, 512)
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD momentum": lambda p, **more: torch.optim.SGD(p, lr=1e-3, momentum=0.9, **more),
@@ -100,8 +101,9 @@ class Trained:
         self.model, self.optimizer = model, optimizer
 
     def seconds(self, inputs: torch.Tensor, labels: torch.Tensor, steps: int = 1) -> float:
-        """Seconds of one step, the mean of several where steps are short; one more warms up."""
-        self.step(inputs, labels)
+        """Seconds of one step, the mean of several where steps are short, after as many or WARM."""
+        for _ in range(min(steps, WARM)):
+            self.step(inputs, labels)
         begin = now()
         for _ in range(steps):
             self.step(inputs, labels)
