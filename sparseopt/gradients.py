@@ -243,7 +243,7 @@ torch refuses to swap parameters (``torch.utils.swap_tensors``) to which there a
 def _hook(hooks: weakref.ref[Hooks], layer: weakref.ref[Layer]) -> Callable[[Tensor], None]:
     """A hook that dies with its optimizer, so that wrapping anew leaves no old mask at work."""
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # autograd calls it from compiled functions, too
     def hook(weight: Tensor) -> None:
         watcher, watched = hooks(), layer()
         if watcher is not None and watched is not None and watched.weight is weight:

@@ -109,9 +109,12 @@ def scale_of(layer: Layer, window: Window, grad: Tensor) -> Tensor | None:
     then, now = active_part(layer, window.dense), active_part(layer, grad.detach())
     if here and torch.equal(then, now):
         return None
-    wide = torch.promote_types(now.dtype, torch.float32)
-    before, after = (torch.linalg.vector_norm(one, dtype=wide) for one in (then, now))
-    return ratio(before, after)
+    return ratio(length(then), length(now))
+
+
+def length(values: Tensor) -> Tensor:
+    """Euclidean norm, which squares in half precision would overflow."""
+    return torch.linalg.vector_norm(values, dtype=torch.promote_types(values.dtype, torch.float32))
 
 
 def is_here(grad: Tensor) -> bool:

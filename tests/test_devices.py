@@ -130,7 +130,7 @@ def test_compact_storage_can_keep_its_memory_through_updates(algo, grown_state, 
     for keep in (False, True):
         if keep:  # as it does on a GPU
             monkeypatch.setattr(
-                Packed, "holds", lambda packed, index, _: len(index) == len(packed.index)
+                Packed, "has_room", lambda packed, index, _: len(index) == len(packed.index)
             )
         model = mlp()
         recipe = Recipe(algo, {"grown_state": grown_state})

@@ -168,6 +168,7 @@ def test_a_compiled_step_makes_at_most_two_graphs_in_30_steps(algo, storage):
     torch._dynamo.reset()
 
 
+@pytest.mark.stack("torch.compile", "a whole training step")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "how", [{"storage": "masked"}, {"storage": "compact"}, {"compute": "sparse"}], ids=str

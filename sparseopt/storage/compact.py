@@ -54,8 +54,8 @@ class Compact(Masked):
         ours = (BEFORE, AFTER) if closure is None else (AFTER,)  # else before: nothing is packed
         self.stepping = True
         try:
-            with without_hooks(self.inner, ours):  # also those that a closure registers
-                step = step_of(self.inner)
+            with without_hooks(self.inner, ours):
+                step = step_of(self.inner)  # those that a closure registers are called below, too
                 loss = step() if closure is None else step(closure)
         finally:
             self.stepping = False
@@ -322,7 +322,7 @@ class Compact(Masked):
         zero = self._to_zero(layer, ~staying, index, ~survived)  # before a view holds the weight
         flat(weight, weight).index_fill_(0, zero, 0.0)
         layer.set_mask(change.mask, change.nnz)
-        into = old if old is not None and old.holds(index, weight) else None
+        into = old if old is not None and old.has_room(index, weight) else None
         self._repack(layer, index, into)
         new = self.packed.get(layer.key)
 

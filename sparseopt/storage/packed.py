@@ -35,7 +35,7 @@ class Packed:
             return True
         return is_watched(weight) and self.left == stamp(weight)
 
-    def holds(self, index: Tensor, weight: Tensor) -> bool:
+    def has_room(self, index: Tensor, weight: Tensor) -> bool:
         """Whether other active weights are to take this memory, which CUDA graphs go on using.
 
         On the CPU gradients and matrices that know their topology by its index may outlive it.
