@@ -144,19 +144,19 @@ def test_which_dynamic_topologies_beat_the_static_one():
     assert all(cnn[name] > cnn["static"] for name in moving) and cnn["rigl"] < cnn["static"]
 
 
-def test_sparselab_is_level_in_short_steps_of_the_mlp_and_ahead_in_the_sparsest_block():
+def test_sparselab_comes_near_in_short_steps_of_the_mlp_and_is_ahead_in_the_sparsest_block():
     says(
         "faq.md",
-        "At S = 0.99 and small batches both need the same time, within what runs differ by",
+        "At S = 0.99 and small batches the two come nearest to each other",
         "In a transformer block sparselab is ahead at the highest sparsity at every batch size",
     )
     says("sparse-compute.md", "at the highest sparsity sparselab is ahead")
     for row in rows("compute.json"):
         ours, theirs = row["speedup"]["sparse"]["ratio"], row["speedup"]["sparselab"]["ratio"]
         near = (row["batch"], row["sparsity"]) in {(8, 0.99), (32, 0.99)}
-        assert abs(ours / theirs - 1) < 0.05 if near else ours > 1.2 * theirs
+        assert 1.05 < ours / theirs < 1.2 if near else ours > 1.2 * theirs
     assert {(batch, 0.99) for batch in (8, 32, 128, 512)} <= sparselab_ahead("compute-block.json")
-    assert {sparsity for _, sparsity in sparselab_ahead("compute-block.json")} <= {0.97, 0.99}
+    assert {sparsity for _, sparsity in sparselab_ahead("compute-block.json")} == {0.99}
 
 
 def test_the_ratios_of_the_block_are_smaller_than_those_of_the_mlp():
@@ -172,24 +172,18 @@ def test_the_ratios_of_the_block_are_smaller_than_those_of_the_mlp():
     assert all(block[place] < mlp[place] for place in block if place[1] >= 0.9)
 
 
-def test_one_aim_of_sparse_compute_was_missed_by_less_than_runs_differ(monkeypatch):
-    says("sparse-compute.md", "One aim was missed, by a hair: at batch 8 and S = 0.97")
-    says("sparse-compute.md", "lie on both sides of the aim")
+def test_all_aims_of_sparse_compute_are_reached(monkeypatch):
+    says("sparse-compute.md", "All aims are reached, by the least at batch 8 and S = 0.97")
     monkeypatch.syspath_prepend(DOCS)
     computing = from_docs("computing")
     reached = computing.reached()
-    missed = {
-        (batch, sparsity): aim
+    beyond = {
+        (batch, sparsity): reached[batch, sparsity] / aim
         for batch, wanted in computing.AIMS.items()
         for sparsity, aim in wanted.items()
-        if reached[batch, sparsity] < aim
     }
-    assert missed == {(8, 0.97): 8.0}
-    (row,) = [
-        row for row in rows("compute.json")
-        if (row["optimizer"], row["batch"], row["sparsity"]) == ("SGD momentum", 8, 0.97)
-    ]  # fmt: skip
-    assert row["speedup"]["sparse"]["high"] > 8  # a quarter of the rounds in this very run
+    assert min(beyond.values()) > 1
+    assert min(beyond, key=lambda place: beyond[place]) == (8, 0.97)
 
 
 def test_compact_steps_win_at_high_sparsity_with_sgd_and_from_moderate_sparsity_with_adam():
