@@ -26,6 +26,8 @@ def to_meta(model: nn.Module, optimizer: SparseOptimizer) -> None:
     for layer in model:
         for name, old in list(getattr(layer, "_parameters", {}).items()):
             new = layer._parameters[name] = nn.Parameter(old.to("meta"))
+            for key, value in optimizer.state.pop(old, {}).items():  # made with the optimizer
+                optimizer.state[new][key] = value.to("meta") if value.ndim else value
             for group in optimizer.param_groups:
                 group["params"] = [new if one is old else one for one in group["params"]]
     for packed in getattr(optimizer._storage, "packed", {}).values():
