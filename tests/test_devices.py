@@ -127,33 +127,41 @@ def test_growth_is_the_same_where_scales_are_not_compared(algo, clip, monkeypatc
 
 @pytest.mark.parametrize("grown_state", ["zero", "mean", "per_element_step"])
 @pytest.mark.parametrize("algo", ["set", "rigl"])
-def test_compact_storage_can_keep_its_memory_through_updates(algo, grown_state, monkeypatch):
+def test_compact_storage_keeps_its_memory_through_updates(algo, grown_state, monkeypatch):
+    """Compiled steps know values and state; CUDA graphs know positions, too."""
     runs = []
-    for keep in (False, True):
-        if keep:  # as it does on a GPU
-            monkeypatch.setattr(
-                Packed, "has_room", lambda packed, index, _: len(index) == len(packed.index)
-            )
-        model = mlp()
-        recipe = Recipe(algo, {"grown_state": grown_state})
-        optimizer = sparse(model, inner_named("adamw"), recipe, storage="compact")
-        train(model, optimizer, 2)
-        before = memory_of(optimizer)
-        train(model, optimizer, 10, first=2)
-        assert (memory_of(optimizer) == before) == keep
+    for kept in ("nothing", "values", "positions"):
+        with monkeypatch.context() as patch:
+            if kept == "nothing":
+                patch.setattr(Packed, "has_room", lambda *_: False)
+            if kept == "positions":  # as on a GPU
+                patch.setattr(Packed, "placed", lambda packed, index: packed.index.copy_(index))
+            model = mlp()
+            recipe = Recipe(algo, {"grown_state": grown_state})
+            optimizer = sparse(model, inner_named("adamw"), recipe, storage="compact")
+            train(model, optimizer, 2)
+            values, positions = memory_of(optimizer)
+            train(model, optimizer, 10, first=2)
+        assert optimizer.updates > 2
+        now = memory_of(optimizer)
+        assert same_memory(values, now[0]) == (kept != "nothing")
+        assert same_memory(positions, now[1]) == (kept == "positions")
         runs.append((model, optimizer))
-    assert optimizer.updates > 2
-    assert_agree(*runs)
+    assert_agree(runs[0], runs[1])
+    assert_agree(runs[0], runs[2])
 
 
-def memory_of(optimizer: SparseOptimizer) -> list[int]:
-    """Where indices, active values and state of the sparse layers lie."""
-    kept = []
-    for layer in optimizer._layers:
-        packed = optimizer._storage.packed[layer.key]
-        kept += [packed.index, packed.values, layer.mask]
-        kept += [optimizer.state[layer.weight][name] for name in ("exp_avg", "exp_avg_sq")]
-    return [value.data_ptr() for value in kept]
+def memory_of(optimizer: SparseOptimizer) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Active values and state of the sparse layers, and positions; kept, so that none is freed."""
+    held = [(layer, optimizer._storage.packed[layer.key]) for layer in optimizer._layers]
+    values: list[torch.Tensor] = [packed.values for _, packed in held]
+    for name in ("exp_avg", "exp_avg_sq"):
+        values += [optimizer.state[layer.weight][name] for layer, _ in held]
+    return values, [packed.index for _, packed in held]
+
+
+def same_memory(ones: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return [one.data_ptr() for one in ones] == [one.data_ptr() for one in others]
 
 
 def test_a_captured_step_with_an_update_is_refused(monkeypatch):

@@ -285,7 +285,7 @@ class Compact(Masked):
         if into is None:
             values = nn.Parameter(layer.weight.new_empty(len(index)))
         else:
-            index, values = into.index.copy_(index), into.values
+            index, values = into.placed(index), into.values
         self.packed[layer.key] = Packed(index, values, layer.weight.stride())
         layer.index = index if layer.weight.is_contiguous() else None
 

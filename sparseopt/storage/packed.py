@@ -36,12 +36,16 @@ class Packed:
         return is_watched(weight) and self.left == stamp(weight)
 
     def has_room(self, index: Tensor, weight: Tensor) -> bool:
-        """Whether other active weights are to take this memory, which CUDA graphs go on using.
+        """Whether as many other active weights fit in: compiled steps know values and state."""
+        same = weight.dtype == self.values.dtype and weight.device == self.values.device
+        return same and len(index) == len(self.index)
+
+    def placed(self, index: Tensor) -> Tensor:
+        """Other positions, in the memory of these where CUDA graphs know it.
 
         On the CPU gradients and matrices that know their topology by its index may outlive it.
         """
-        fits = len(index) == len(self.index) and weight.dtype == self.values.dtype
-        return fits and weight.is_cuda and self.values.is_cuda
+        return self.index.copy_(index) if self.index.is_cuda else index
 
     def lies_as(self, weight: Tensor) -> bool:
         """Whether the weight lies in memory as it did: in the same order, on the same device."""
