@@ -10,14 +10,14 @@
 
 Rows that are in the data file already are not measured again (``--again`` does), so that a long
 list can be worked off in pieces. A step is forward, backward and ``optimizer.step()``. The MLP is
-784-1568-1568-1568-10; the block is self-attention with four projections 512 x 512 and a feed-
-forward part 512-2048-512, on sequences of 8 tokens: its batch counts tokens. Dense torch (default
-optimizer), dense torch with its fused optimizer, sparselab (static topology, if installed) and
-sparseopt (RigL, ``compute="auto"``) take turns in every round, so that all meet the same machine;
-ratios are taken within a round. A turn begins with steps that are not timed. Seconds are those of
-the processor on one thread (the machine may be busy with other work), of the clock on several. The
-cost of an update (a step that ends in one, less a step without) is measured apart, and a hundredth
-of it, for an update every 100 steps, is added to every sparse step. Writes
+784-1568-1568-1568-10; the block is self-attention with four projections 512 x 512 and a
+feed-forward part 512-2048-512, on sequences of 8 tokens: its batch counts tokens. Dense torch
+(default optimizer), dense torch with its fused optimizer, sparselab (static topology, if installed)
+and sparseopt (RigL, ``compute="auto"``) take turns in every round, so that all meet the same
+machine; ratios are taken within a round. A turn begins with steps that are not timed. Seconds are
+those of the processor on one thread (the machine may be busy with other work), of the clock on
+several. The cost of an update (a step that ends in one, less a step without) is measured apart, and
+a hundredth of it, for an update every 100 steps, is added to every sparse step. Writes
 benchmarks/results/compute*.json.
 """
 

@@ -145,10 +145,10 @@ class Evolution(Progress):
 
 
 def check_capture(due: Sequence[Pool]) -> None:
-    """Raise RuntimeError if a step that ends in an update is being captured in a CUDA graph."""
+    """Raise RuntimeError if an update is about to be captured in a CUDA graph."""
     on_cuda = any(layer.mask.is_cuda for pool in due for layer in pool.layers)
     if on_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "this step ends in a topology update, which decides on the CPU what a CUDA graph would "
-            "only repeat: capture a step without one, and take the steps with updates outside"
+            "a topology update decides on the CPU what a CUDA graph would only repeat: capture a "
+            "step without one, and take the steps with updates outside"
         )

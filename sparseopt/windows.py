@@ -14,7 +14,7 @@ from torch import Tensor
 from .layers import Layer
 from .shards import is_sharded, local, sum_over, version
 from .storage.active_gradient import holds_factors, known_values, times, writes_of
-from .storage.zeroing import same_where, zero_inactive
+from .storage.zeroing import is_here, same_where, zero_inactive
 
 if TYPE_CHECKING:
     from .gradients import Hooks
@@ -115,11 +115,6 @@ def scale_of(layer: Layer, window: Window, grad: Tensor) -> Tensor | None:
 def length(values: Tensor) -> Tensor:
     """Euclidean norm, which squares in half precision would overflow."""
     return torch.linalg.vector_norm(values, dtype=torch.promote_types(values.dtype, torch.float32))
-
-
-def is_here(grad: Tensor) -> bool:
-    """Whether it can be looked at without waiting for another device."""
-    return grad.device.type == "cpu"
 
 
 def scales_of_shards(

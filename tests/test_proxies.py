@@ -132,7 +132,7 @@ def test_lightning_trainer_counts_its_global_steps_and_keeps_zeros(tmp_path, cli
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("storage", ["masked", "compact"])
+@pytest.mark.parametrize("storage", ["masked", "compact", "auto"])
 @pytest.mark.parametrize("algo", ["static", "set", "rigl"])
 def test_a_compiled_step_makes_at_most_two_graphs_in_30_steps(algo, storage):
     torch._dynamo.reset()

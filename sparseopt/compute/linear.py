@@ -51,7 +51,7 @@ class Product(torch.autograd.Function):
         rows = samples(inputs)
         columns = feature_major(rows)
         ctx.structure, ctx.engine, ctx.values = structure, engine, structure.version()
-        ctx.stay = rows.t().is_contiguous()
+        ctx.turned = rows.t().is_contiguous()  # the inputs are feature-major
         ctx.save_for_backward(inputs, weight, *columns)  # backward refuses a weight changed since
         products = [structure.forward(block, bias) for block in columns]
         return no_view(as_given(products, inputs, stay))
@@ -75,7 +75,7 @@ class Product(torch.autograd.Function):
         if needs[0]:
             products = [ctx.structure.backward(block) for block in turned]
             # what comes before is slow where gradients and values differ in memory order
-            of_inputs = as_given(products, inputs, ctx.stay)
+            of_inputs = as_given(products, inputs, stay=ctx.turned)
         if needs[1]:
             if not ctx.engine.wants_dense():
                 of_weight = ctx.structure.gradient(turned, columns, weight)
@@ -100,12 +100,12 @@ def feature_major(rows: Tensor) -> list[Tensor]:
 def transposed(matrix: Tensor) -> Tensor:
     """The transpose as a contiguous matrix."""
     turned = matrix.t()
-    if min(matrix.shape) > THIN or turned.is_contiguous():
+    if min(matrix.shape) > NARROW or turned.is_contiguous():
         return turned.contiguous()
     return torch.cat([turned], 1)  # copies run by run; tiles, of which few are full, take twice
 
 
-THIN = 16  # rows or columns: with more, tiles that stay in the cache are the faster way
+NARROW = 16  # rows or columns: with more, tiles that stay in the cache are the faster way
 
 
 def as_given(blocks: list[Tensor], like: Tensor, stay: bool) -> Tensor:

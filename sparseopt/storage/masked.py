@@ -16,7 +16,7 @@ from ..wrapper import step_of
 from .active_gradient import active_values
 from .deferred import stamp
 from .state import StateTable, keeps_zeros, mean_of, state_of
-from .zeroing import zero_at_sentinels, zero_inactive
+from .zeroing import is_here, zero_at_sentinels, zero_inactive
 
 if TYPE_CHECKING:
     from ..update import Change
@@ -40,7 +40,9 @@ class Masked:
 
     def step(self, closure: Callable[[], Any] | None) -> Any:
         """One step of the inner optimizer."""
-        return step_of(self.inner)() if closure is None else self.inner.step(closure)
+        if closure is not None:  # it may register hooks, which this very step calls
+            return self.inner.step(closure)
+        return step_of(self.inner)()
 
     def group(self, layer: Layer) -> dict[str, Any]:
         return self.inner.param_groups[layer.key[0]]
@@ -114,7 +116,7 @@ class Masked:
         if self.clean_at.get(layer.key) != stamp(weight):
             return False
         # a backward pass may be waiting for a weight that takes no part in this step
-        resting = weight.device.type != "cpu" and weight.grad is None
+        resting = not is_here(weight) and weight.grad is None
         return resting or zero_at_sentinels(weight, layer, self.turn)
 
     def note_clean(self, layer: Layer) -> None:

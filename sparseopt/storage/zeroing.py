@@ -11,7 +11,15 @@ from ..shards import is_sharded, local
 from ..watched import Watched, untouched
 from .active_gradient import ActiveGradient, holds_active_only, of_values
 
-__all__ = ["INTEGERS", "flat", "memory_order", "same_where", "zero_at_sentinels", "zero_inactive"]
+__all__ = [
+    "INTEGERS",
+    "flat",
+    "is_here",
+    "memory_order",
+    "same_where",
+    "zero_at_sentinels",
+    "zero_inactive",
+]
 
 INTEGERS = {
     torch.float64: torch.int64,
@@ -86,6 +94,11 @@ def bits_of(values: Tensor) -> Tensor | None:
     return values.view(whole)
 
 
+def is_here(values: Tensor) -> bool:
+    """Whether they can be looked at without waiting for another device."""
+    return values.device.type == "cpu"
+
+
 WHOLE = 1 << 16  # a layer with no more entries is looked at entirely
 WINDOWS = 32  # places of a larger one that are looked at in a turn: each is a few cache misses
 WIDTH = 64  # entries at each of them
@@ -103,7 +116,7 @@ def zero_at_sentinels(values: Tensor, layer: Layer, turn: int) -> bool:
     weight, mask = layer.weight, layer.mask
     if is_sharded(weight):
         values, weight, mask = local(values), local(weight), local(mask)
-    if values.device.type != "cpu" or values.stride() != weight.stride() or values.is_sparse:
+    if not is_here(values) or values.stride() != weight.stride() or values.is_sparse:
         return False
     with untouched():  # only read
         seen, active = sample(flat(values, weight), turn), sample(flat(mask, weight), turn)
