@@ -17,7 +17,7 @@ from ..storage.packed import can_pack
 from ..storage.state import is_elementwise
 from ..watched import untouched
 from .choice import HIGHEST_DENSITY, Choose, chooser, pays, rows_of
-from .linear import Forward, Watcher, following
+from .linear import Forward
 from .structure import Structure
 
 __all__ = ["Engine", "check_compute", "dense_compute", "storage_for"]
@@ -65,7 +65,7 @@ def storage_for(
     return "compact"
 
 
-class Engine(Watcher):
+class Engine:
     """Gives Linear modules a forward on active values, and takes it back.
 
     Args:
@@ -80,14 +80,13 @@ class Engine(Watcher):
     ) -> None:
         self.compute = compute
         self.choose = chooser(compute)
-        after = following(model)  # by id, which a copy of the modules would not have
         self.linears = [
-            (module, after.get(id(module)))
+            module
             for module in wrapped(model).modules()
             if isinstance(module, nn.Linear) and is_plain(module)
         ]
         self.storage = storage
-        self.pairs: list[tuple[nn.Linear, nn.Linear | None, Layer]] = []
+        self.pairs: list[tuple[nn.Linear, Layer]] = []
         self.structures: dict[tuple[int, int], Structure] = {}
         self.traced: set[tuple[int, int]] = set()
         self.on = True
@@ -102,23 +101,21 @@ class Engine(Watcher):
     def take(self, layers: Sequence[Layer]) -> None:
         """Let the modules of these layers compute sparsely from now on."""
         for layer in layers:
-            self.pairs += [
-                (m, after, layer) for m, after in self.linears if m.weight is layer.weight
-            ]
+            self.pairs += [(m, layer) for m in self.linears if m.weight is layer.weight]
         if self.on:
             self.resume()
 
     def resume(self) -> None:
         """All modules compute sparsely (again)."""
         self.on = True
-        for module, after, layer in self.pairs:
-            module.forward = Forward(module, self, layer, after)  # type: ignore[method-assign]
+        for module, layer in self.pairs:
+            module.forward = Forward(module, self, layer)  # type: ignore[method-assign]
 
     def stop(self) -> None:
         """All modules are as they were before."""
         self.on = False
         self.storage.deferring.clear()
-        for module, _, layer in self.pairs:
+        for module, layer in self.pairs:
             self.storage.write_back(layer)
             own = module.__dict__.get("forward")
             if isinstance(own, Forward) and own.engine() is self:
@@ -134,7 +131,7 @@ class Engine(Watcher):
     def products(self) -> dict[str, str]:
         """How the modules' layers were multiplied last, by name: sparsely, or why not."""
         found = {}
-        for module, _, layer in self.pairs:
+        for module, layer in self.pairs:
             forward = module.__dict__.get("forward")
             why = forward.obstacle if isinstance(forward, Forward) else "switched off"
             found[layer.name] = "sparse" if why is None else f"dense: {why}"

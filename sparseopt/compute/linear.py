@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,28 +14,31 @@ from torch.autograd import forward_ad
 from ..layers import Layer
 from ..storage.deferred import awaits
 from ..watched import untouched
+from .readers import Readers, tell_makers
 
 if TYPE_CHECKING:
     from .engine import Engine
     from .structure import Structure
 
-__all__ = ["Forward", "Product", "Watcher"]
+__all__ = ["Caller", "Forward", "Product"]
 
 
-class Watcher:
-    """What a product asks in its backward pass; by itself: a topology that rests."""
+class Caller:
+    """What a product asks; by itself: a topology that rests, outputs that nobody else looks at."""
+
+    readers: Readers | None = None
 
     def wants_dense(self) -> bool:
         """Whether the gradient of every weight is asked for."""
         return False
 
+    def stays(self) -> bool:
+        """Whether the outputs keep the feature-major memory order in which they are made."""
+        return True
+
 
 class Product(torch.autograd.Function):
-    """``torch.nn.functional.linear`` on active values; its gradients too.
-
-    With ``stay`` the result keeps the feature-major memory order in which it is made: the next
-    sparse layer reads it so.
-    """
+    """``torch.nn.functional.linear`` on active values; its gradients too."""
 
     @staticmethod
     def forward(
@@ -45,16 +47,16 @@ class Product(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         structure: Structure,
-        engine: Watcher,
-        stay: bool,
+        caller: Caller,
     ) -> Tensor:
         rows = samples(inputs)
-        columns = feature_major(rows)
-        ctx.structure, ctx.engine, ctx.values = structure, engine, structure.version()
+        columns = feature_major(rows, structure.block)
+        ctx.structure, ctx.caller, ctx.values = structure, caller, structure.version()
+        ctx.readers, ctx.read = caller.readers, False
         ctx.turned = rows.t().is_contiguous()  # the inputs are feature-major
         ctx.save_for_backward(inputs, weight, *columns)  # backward refuses a weight changed since
         products = [structure.forward(block, bias) for block in columns]
-        return no_view(as_given(products, inputs, stay))
+        return no_view(as_given(products, inputs, caller.stays()))
 
     @staticmethod
     @torch.compiler.disable
@@ -63,6 +65,8 @@ class Product(torch.autograd.Function):
             with torch.autocast("cpu", enabled=False):
                 return Product.backward(ctx, slopes)
         inputs, weight, *columns = ctx.saved_tensors
+        if ctx.readers is not None:
+            ctx.readers.decide()
         # create_graph=True, vmap: by operators that can be derived again, and know batches; or the
         # weight was saved apart from the parameter (saved_tensors_hooks), which has changed since
         changed = ctx.values != ctx.structure.version()
@@ -70,31 +74,34 @@ class Product(torch.autograd.Function):
             return dense_gradients(inputs, weight, slopes, ctx.needs_input_grad)
         needs = ctx.needs_input_grad
         rows = samples(slopes)
-        turned = feature_major(rows)
+        turned = feature_major(rows, ctx.structure.block)
         of_inputs = of_weight = of_bias = None
         if needs[0]:
             products = [ctx.structure.backward(block) for block in turned]
             # what comes before is slow where gradients and values differ in memory order
             of_inputs = as_given(products, inputs, stay=ctx.turned)
         if needs[1]:
-            if not ctx.engine.wants_dense():
+            if not ctx.caller.wants_dense():
                 of_weight = ctx.structure.gradient(turned, columns, weight)
             elif ctx.structure.keeps_factors(len(rows)):
                 of_weight = ctx.structure.factored_gradient(turned, columns, weight)
             else:
                 of_weight = rows.t() @ samples(inputs)
         if needs[2]:
-            of_bias = rows.sum(0)
-        return of_inputs, of_weight, of_bias, None, None, None
+            of_bias = sum_of_samples(turned)
+        return of_inputs, of_weight, of_bias, None, None
 
 
-BLOCK = 128  # samples multiplied at a time: what is read of them out of order stays in the cache
+def feature_major(rows: Tensor, block: int) -> list[Tensor]:
+    """Features in rows, samples in columns; a contiguous matrix for each ``block`` of samples."""
+    number = -(-len(rows) // block)
+    return [transposed(part) for part in (rows.chunk(number) if number > 1 else [rows])]
 
 
-def feature_major(rows: Tensor) -> list[Tensor]:
-    """Features in rows, samples in columns; a contiguous matrix for each block of samples."""
-    number = -(-len(rows) // BLOCK)
-    return [transposed(block) for block in (rows.chunk(number) if number > 1 else [rows])]
+def sum_of_samples(blocks: list[Tensor]) -> Tensor:
+    """For each feature; by products, which are faster than sums along short rows."""
+    sums = [block.mv(block.new_ones(block.shape[1])) for block in blocks]
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
 
 
 def transposed(matrix: Tensor) -> Tensor:
@@ -143,20 +150,18 @@ def dense_gradients(
     rows, columns = samples(slopes), samples(inputs)
     of_inputs = slopes @ weight if needs[0] else None
     of_weight = rows.t() @ columns if needs[1] else None
-    return of_inputs, of_weight, rows.sum(0) if needs[2] else None, None, None, None
+    return of_inputs, of_weight, rows.sum(0) if needs[2] else None, None, None
 
 
-class Forward:
+class Forward(Caller):
     """Stands in for ``module.forward``; where active values cannot serve, calls the original.
 
     It holds module and optimizer weakly. A copy of the module gets its ordinary ``forward``: it
     belongs to no optimizer, so that nobody would tell it of new topologies.
     """
 
-    def __init__(
-        self, module: nn.Linear, engine: Engine, layer: Layer, after: nn.Linear | None
-    ) -> None:
-        self.after = None if after is None else weakref.ref(after)
+    def __init__(self, module: nn.Linear, engine: Engine, layer: Layer) -> None:
+        self.readers: Readers = Readers()
         self.module = weakref.ref(module)
         self.engine = weakref.ref(engine)
         self.layer = layer
@@ -177,7 +182,7 @@ class Forward:
         if not traced and found is not None and found.holds(layer.weight, module, input):
             self.obstacle = engine.refusal(layer, found.structure, module, input)
             if self.obstacle is None:
-                return self._multiply(module, engine, input, found.structure)
+                return self._multiply(module, input, found)
         else:
             self.obstacle = obstacle(module, input)
         self.found = None
@@ -198,15 +203,17 @@ class Forward:
         if isinstance(structure, str):
             self.obstacle = structure
             return None
+        found = Found(structure, module, input)
         if lower is None:
-            self.found = Found(structure, module, input)
-        return self._multiply(module, engine, input, structure)
+            self.found = found
+        return self._multiply(module, input, found)
 
-    def _multiply(
-        self, module: nn.Linear, engine: Engine, input: Tensor, structure: Structure
-    ) -> Tensor:
-        stay = self._goes_to_sparse() and not module._forward_hooks
-        return Product.apply(input, self.layer.weight, module.bias, structure, engine, stay)
+    def _multiply(self, module: nn.Linear, input: Tensor, found: Found) -> Tensor:
+        if torch.is_grad_enabled():
+            self.readers.outputs += 1
+            if found.looks:
+                found.looks = tell_makers(input, self)
+        return Product.apply(input, self.layer.weight, module.bias, found.structure, self)
 
     def _under_autocast(self, module: nn.Linear, engine: Engine, input: Tensor) -> Tensor | None:
         """In float32, for which there are sparse products; the result has autocast's precision."""
@@ -215,11 +222,13 @@ class Forward:
             outputs = self._product(module, engine, input.float(), lower)
         return None if outputs is None else outputs.to(lower)
 
-    def _goes_to_sparse(self) -> bool:
-        """Whether a sparse product reads the output next, feature-major as it is made."""
-        after = None if self.after is None else self.after()
-        forward = None if after is None else after.__dict__.get("forward")
-        return isinstance(forward, Forward) and forward.layer.density <= SPARSE
+    def wants_dense(self) -> bool:
+        engine = self.engine()
+        return engine is not None and engine.wants_dense()
+
+    def stays(self) -> bool:
+        module = self.module()
+        return self.readers.are_sparse() and module is not None and not module._forward_hooks
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[Tensor], Tensor]:
         module = self.module()
@@ -234,6 +243,7 @@ class Found:
 
     def __init__(self, structure: Structure, module: nn.Linear, values: Tensor) -> None:
         self.structure = structure
+        self.looks = True  # for who made the inputs
         self.shape, self.dtype, self.bias = values.shape, values.dtype, module.bias
 
     def holds(self, weight: Tensor, module: nn.Linear, values: Any) -> bool:
@@ -293,31 +303,6 @@ def casts(dtype: torch.dtype, given: torch.dtype) -> bool:
     """Whether autocast brings inputs to the precision in which weights are multiplied."""
     half = given in (torch.bfloat16, torch.float16)
     return half and dtype == torch.float32 and torch.is_autocast_enabled("cpu")
-
-
-def following(model: nn.Module) -> dict[int, nn.Linear]:
-    """The Linear module to which another's output goes, entry by entry, by that one's ``id``.
-
-    There, nobody sees the memory order of the output.
-
-    Elsewhere the output is contiguous, as torch makes it: user code may call ``view`` on it.
-    """
-    blocks = list(model.modules())
-    places = Counter(id(one) for block in blocks for one in block._modules.values())
-    found: dict[int, nn.Linear] = {}
-    for block in blocks:
-        if type(block) is nn.Sequential:
-            steps = [one for one in block if not isinstance(one, ENTRYWISE)]
-            pairs = zip(steps, steps[1:], strict=False)
-            found |= {id(a): b for a, b in pairs if type(a) is nn.Linear and type(b) is nn.Linear}
-    return {module: after for module, after in found.items() if places[module] == 1}
-
-
-SPARSE = 0.3  # density up to which the next layer is taken to compute sparsely
-ENTRYWISE = (
-    nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh,
-    nn.Sigmoid, nn.Hardtanh, nn.Hardswish, nn.Softplus, nn.Identity,
-)  # fmt: skip
 
 
 def transformed() -> str | None:

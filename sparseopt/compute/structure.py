@@ -31,6 +31,11 @@ FEWEST_COLUMNS = 16
 """From so many samples on, sums over bags of embeddings are faster than products of CSR."""
 
 
+# Samples multiplied at a time. What is read of few samples out of order stays in the cache; cutting
+# activations into blocks costs a copy, which pays where each number is multiplied OFTEN (measured).
+BLOCK, LONG_BLOCK = 128, 512
+OFTEN = 16
+
 # Where factors of a gradient were measured to pay (benchmarks/compute.py, updates):
 THIN = 0.25  # of the entries: so many numbers the factors have at most; else parts take too long
 FEW_PRODUCTS = 6.0  # for each entry: so many are made for the active ones beside, at most
@@ -86,6 +91,8 @@ class Structure:
         self.shape = tuple(weight.shape)
         self.density = round(len(packed.index) / weight.numel(), 2)
         outputs, inputs = self.shape
+        often = len(packed.index) > OFTEN * (outputs + inputs)
+        self.block = BLOCK if often else LONG_BLOCK
         rows = np.arange(outputs + 1) * inputs
         # numpy's is twice as fast as torch's: each search starts from the one before
         starts = np.searchsorted(packed.index.numpy(), rows)
