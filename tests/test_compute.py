@@ -233,6 +233,25 @@ def test_weights_are_current_after_every_step() -> None:
         torch.testing.assert_close(model(values), dense_outputs(model, values), **EXACT)
 
 
+def test_matrices_follow_a_new_topology_in_the_same_memory() -> None:
+    model = network()
+    optimizer = wrap(model, "sparse", "set")
+    train(model, optimizer, 1)
+    structures = list(optimizer._engine.structures.values())
+
+    def memory() -> list[int]:
+        matrices = [m for one in structures for m in (one.matrix, one.turned) if m is not None]
+        return [part.data_ptr() for m in matrices for part in (m.starts, m.columns, m.values)]
+
+    before, masks = memory(), {name: mask.clone() for name, mask in optimizer.masks.items()}
+    train(model, optimizer, 5)
+    assert memory() == before
+    assert structures == list(optimizer._engine.structures.values())
+    assert not any(torch.equal(masks[name], mask) for name, mask in optimizer.masks.items())
+    values = torch.ones(3, 20)
+    torch.testing.assert_close(model(values), dense_outputs(model, values), **EXACT)
+
+
 def test_names_of_parameters_and_the_module_tree_do_not_change() -> None:
     model, plain = network(), network()
     optimizer = wrap(model)

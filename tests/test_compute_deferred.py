@@ -45,6 +45,23 @@ def test_training_is_the_same_where_nobody_reads_the_weights(recipe: Recipe) -> 
     assert_same(dense, sparse)
 
 
+@pytest.mark.parametrize("algo", ["rigl", "set"])
+def test_steps_without_a_forward_pass_between_them_are_computed_with_the_new_topology(
+    algo: str,
+) -> None:
+    """An update in the first of two steps, and the weight waits again after the second."""
+    (dense, one), (sparse, other) = pair(algo=algo)
+    for seed in range(9):
+        for model, optimizer in ((dense, one), (sparse, other)):
+            train(model, optimizer, 1, seed)
+            if seed:
+                optimizer.step()
+        values = torch.full((3, 20), 0.5)
+        torch.testing.assert_close(sparse(values), dense(values), **EXACT)
+    assert one.steps == other.steps == 17
+    assert_same(dense, sparse)
+
+
 def test_a_training_loop_never_writes_the_dense_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     from sparseopt.storage import compact, deferred
 

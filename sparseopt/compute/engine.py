@@ -159,20 +159,19 @@ class Engine:
         """
         if self.choose is not None and not self.choose(layer, rows_of(values)):
             return CHOSEN
-        last, measured = self.structures.get(layer.key), self.choose is None
-        if last is not None and not self._fits(last, layer):
-            last = None
+        known, measured = self.structures.get(layer.key), self.choose is None
+        last = known if known is not None and self._fits(known, layer) else None
         if last is not None and measured and not pays(layer, last, module, values, lower):
             return SLOWER  # whatever the weight holds by now
         packed = self.storage.current(layer)
         if packed is None:
             return "all weights are active" if layer.dense else "inactive weights are not zero"
-        if last is not None and last.packed is packed:
-            structure = last
+        if known is not None and known.follow(packed):
+            structure = known
         else:
             structure = self.structures[layer.key] = Structure(packed, layer.weight)
-            if measured and not pays(layer, structure, module, values, lower):
-                return SLOWER
+        if last is None and measured and not pays(layer, structure, module, values, lower):
+            return SLOWER
         if layer.key not in self.traced:
             self.storage.deferring.add(layer.key)
         return structure

@@ -248,9 +248,10 @@ class Found:
 
     def holds(self, weight: Tensor, module: nn.Linear, values: Any) -> bool:
         """Whether it is true of these inputs too: nobody has asked for the weight meanwhile."""
+        packed = self.structure.packed
         return (
             type(values) is Tensor
-            and awaits(weight, self.structure.packed.values)
+            and awaits(weight, packed.values, packed.index)
             and is_strided(values)
             and values.shape == self.shape
             and values.dtype is self.dtype

@@ -1,7 +1,7 @@
 """The active values of one layer as a CSR matrix and its transpose.
 
 The CSR matrix shares its values with compact storage; the transpose has the same values in another
-order, taken over when it is needed. Both are built anew with a new topology. Activations are kept
+order, taken over when it is needed. Both follow a new topology in place. Activations are kept
 *feature-major* (features in rows, samples in columns): that is how products of CSR with dense
 matrices run fastest, and the sampled product needs both of its operands so.
 """
@@ -58,6 +58,11 @@ class Matrix:
         self.csr = csr(starts, columns, values, shape)
         self.bags = FBGEMM and values.dtype == torch.float32 and values.is_cpu
 
+    def place(self, starts: Tensor, columns: Tensor) -> None:
+        """The same values at other places."""
+        self.starts.copy_(starts)
+        self.columns.copy_(columns)
+
     def product(self, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
         """Times a dense matrix (columns, samples); ``bias``, if any, is added to each sample.
 
@@ -90,23 +95,25 @@ class Structure:
         self.packed = packed
         self.shape = tuple(weight.shape)
         self.density = round(len(packed.index) / weight.numel(), 2)
-        outputs, inputs = self.shape
-        often = len(packed.index) > OFTEN * (outputs + inputs)
+        often = len(packed.index) > OFTEN * sum(self.shape)
         self.block = BLOCK if often else LONG_BLOCK
-        rows = np.arange(outputs + 1) * inputs
-        # numpy's is twice as fast as torch's: each search starts from the one before
-        starts = np.searchsorted(packed.index.numpy(), rows)
-        short = np.int32 if weight.numel() < 1 << 31 else np.int64
-        begins = np.repeat(rows[:-1].astype(short), np.diff(starts))
-        columns = packed.index.numpy().astype(short) - begins  # faster than % inputs
-        values = packed.values.detach()
-        self.matrix = Matrix(in_short(starts), in_short(columns), values, self.shape)
+        self.matrix = Matrix(*self._compressed(), packed.values.detach(), self.shape)
         self.turned: Matrix | None = None
         self.order: Tensor | None = None
+        self.turned_of: Packed | None = None
         self.turned_at: tuple[tuple[int, int] | None, int] | None = None
         self.sampled: Matrix | None = None
         self.given: weakref.ref[Held] | None = None
         self.lock = threading.Lock()  # backward passes may run in several threads
+
+    def follow(self, packed: Packed) -> bool:
+        """Be of another topology, in the same memory; whether its values are still there."""
+        same = packed.values is self.packed.values
+        if same and packed is not self.packed:
+            with self.lock:
+                self.packed = packed
+                self.matrix.place(*self._compressed())
+        return same
 
     def forward(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """``W x + b``; inputs (inputs, samples), result (outputs, samples)."""
@@ -119,9 +126,10 @@ class Structure:
     def backward(self, slopes: Tensor) -> Tensor:
         """``W' g``: the gradient of the inputs."""
         with self.lock:
-            if self.turned is None or self.order is None:
-                self.turned, self.order = self._transpose()
+            if self.turned_of is not self.packed:
+                self._transpose()
             turned = self.turned
+            assert turned is not None and self.order is not None
             if self.turned_at != self.version():
                 torch.index_select(self.matrix.values, 0, self.order, out=turned.values)
                 self.turned_at = self.version()
@@ -168,16 +176,30 @@ class Structure:
             self.sampled = Matrix(mine.starts, mine.columns, values, self.shape)
         return self.sampled
 
-    def _transpose(self) -> tuple[Matrix, Tensor]:
+    def _compressed(self) -> tuple[Tensor, Tensor]:
+        """Where rows begin, and the columns of the values."""
+        outputs, inputs = self.shape
+        index, rows = self.packed.index.numpy(), np.arange(outputs + 1) * inputs
+        # numpy's is twice as fast as torch's: each search starts from the one before
+        starts = np.searchsorted(index, rows)
+        short = np.int32 if outputs * inputs < 1 << 31 else np.int64
+        begins = np.repeat(rows[:-1].astype(short), np.diff(starts))
+        return in_short(starts), in_short(index.astype(short) - begins)  # faster than % inputs
+
+    def _transpose(self) -> None:
         outputs, inputs = self.shape
         short = np.uint16 if inputs < 1 << 16 else np.int32  # the shorter ones are sorted by radix
         columns = self.matrix.columns.numpy().astype(short)
         order = np.argsort(columns, kind="stable")
-        turned = np.searchsorted(columns[order], np.arange(inputs + 1, dtype=short))
+        starts = np.searchsorted(columns[order], np.arange(inputs + 1, dtype=short))
         each = np.repeat(np.arange(outputs, dtype=np.int32), np.diff(self.matrix.starts.numpy()))
         rows = torch.from_numpy(each).index_select(0, torch.from_numpy(order))
-        values = torch.empty_like(self.matrix.values)
-        return Matrix(in_short(turned), rows, values, (inputs, outputs)), in_short(order)
+        if self.turned is None:
+            values = torch.empty_like(self.matrix.values)
+            self.turned = Matrix(in_short(starts), rows, values, (inputs, outputs))
+        else:
+            self.turned.place(in_short(starts), rows)
+        self.order, self.turned_of, self.turned_at = in_short(order), self.packed, None
 
 
 def in_short(numbers: np.ndarray[Any, Any]) -> Tensor:

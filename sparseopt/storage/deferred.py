@@ -83,12 +83,12 @@ def defer(weight: Tensor, name: str, values: Tensor, index: Tensor) -> bool:
     return True
 
 
-def awaits(weight: Tensor | None, values: Tensor) -> bool:
+def awaits(weight: Tensor | None, values: Tensor, index: Tensor) -> bool:
     """Whether it is a deferred parameter that gets these values: nobody has asked for it yet."""
     if type(weight) is not Deferred:
         return False
     awaited = weight.__dict__.get("awaited")  # another thread may settle the weight at any time
-    return awaited is not None and awaited[0] is values
+    return awaited is not None and awaited[0] is values and awaited[1] is index
 
 
 def settle(weight: Tensor) -> bool:

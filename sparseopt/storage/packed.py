@@ -31,7 +31,7 @@ class Packed:
 
     def unwritten(self, weight: Tensor) -> bool:
         """Whether nobody can have written the weight since the step that left these values."""
-        if awaits(weight, self.values):
+        if awaits(weight, self.values, self.index):
             return True
         return is_watched(weight) and self.left == stamp(weight)
 
