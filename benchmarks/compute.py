@@ -11,13 +11,15 @@
 Rows that are in the data file already are not measured again (``--again`` does), so that a long
 list can be worked off in pieces. A step is forward, backward and ``optimizer.step()``. The MLP is
 784-1568-1568-1568-10; the block is self-attention with four projections 512 x 512 and a
-feed-forward part 512-2048-512, on sequences of 8 tokens: its batch counts tokens. Dense torch
-(default optimizer), dense torch with its fused optimizer, sparselab (static topology, if installed)
-and sparseopt (RigL, ``compute="auto"``) take turns in every round, so that all meet the same
-machine; ratios are taken within a round. A turn begins with steps that are not timed. Seconds are
-those of the processor on one thread (the machine may be busy with other work), of the clock on
-several. The cost of an update (a step that ends in one, less a step without) is measured apart, and
-a hundredth of it, for an update every 100 steps, is added to every sparse step. Writes
+feed-forward part 512-2048-512, an ``nn.Sequential`` (in the network "called" its layers are called
+one by one), on sequences of 8 tokens: its batch counts tokens. Dense torch (default optimizer),
+dense torch with its fused optimizer, sparseopt (RigL, ``compute="auto"``) and sparselab (if
+installed; with its RigL, and with the topology it began with) take turns in every round, in another
+order each time, so that all meet the same machine; ratios are taken within a round. A turn begins
+with steps that are not timed. Seconds are those of the processor on one thread (the machine may be
+busy with other work), of the clock on several. The cost of a RigL update (a step that ends in one
+and the one after it, less two steps without) is measured apart, and a hundredth of it, for an
+update every 100 steps, is added to every step with RigL, ours and sparselab's. Writes
 benchmarks/results/compute*.json.
 """
 
@@ -27,6 +29,7 @@ import argparse
 import itertools
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -65,13 +68,13 @@ def mlp(linear: Linear = nn.Linear) -> nn.Module:
 
 
 class Block(nn.Module):
-    """A transformer block, normalized first, and a head that adds up its outputs."""
+    """A transformer block, normalized first."""
 
     def __init__(self, linear: Linear = nn.Linear) -> None:
         super().__init__()
         self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.projections = nn.ModuleList([linear(WIDTH, WIDTH) for _ in range(4)])
-        self.wide, self.narrow = linear(WIDTH, HIDDEN), linear(HIDDEN, WIDTH)
+        self.parts = nn.Sequential(linear(WIDTH, HIDDEN), nn.GELU(), linear(HIDDEN, WIDTH))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         seen = self.first(tokens)
@@ -81,10 +84,25 @@ class Block(nn.Module):
         ]
         mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(tokens.shape)
         tokens = tokens + self.projections[3](mixed)
-        return tokens + self.narrow(F.gelu(self.wide(self.second(tokens))))
+        return tokens + self.feed_forward(self.second(tokens))
+
+    def feed_forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.parts(tokens)
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "block": Block}
+class CalledBlock(Block):
+    """The same, with a feed-forward part that is no sequence."""
+
+    def __init__(self, linear: Linear = nn.Linear) -> None:
+        super().__init__(linear)
+        self.wide, _, self.narrow = self.parts
+        del self.parts
+
+    def feed_forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.narrow(F.gelu(self.wide(tokens)))
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "block": Block, "called": CalledBlock}
 
 
 def data_for(network: str, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,10 +114,10 @@ def data_for(network: str, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Trained:
-    """A network and its optimizer; one call is one training step."""
+    """A network, its optimizer, and what changes its topology, where that is not the optimizer."""
 
-    def __init__(self, model: nn.Module, optimizer: Any) -> None:
-        self.model, self.optimizer = model, optimizer
+    def __init__(self, model: nn.Module, optimizer: Any, topology: Any = None) -> None:
+        self.model, self.optimizer, self.topology = model, optimizer, topology
 
     def seconds(self, inputs: torch.Tensor, labels: torch.Tensor, steps: int = 1) -> float:
         """Seconds of one step, the mean of several where steps are short, after as many or WARM."""
@@ -138,8 +156,11 @@ def sparse(network: str, optimizer: str, sparsity: float) -> Trained:
     return Trained(model, wrapped)
 
 
-def peer(network: str, optimizer: str, sparsity: float) -> Trained | None:
-    """The same network on sparselab's kernels; as many active weights in every layer."""
+def peer(network: str, optimizer: str, sparsity: float, rigl: bool = False) -> Trained | None:
+    """The same network on sparselab's kernels; as many active weights in every layer.
+
+    Its RigL keeps copies of inputs and slopes in every step, for the gradient of all weights.
+    """
     try:
         import sparselab
     except ImportError:
@@ -148,7 +169,10 @@ def peer(network: str, optimizer: str, sparsity: float) -> Trained | None:
     sparselab.ops._clear_transpose_cache()
     torch.manual_seed(0)
     model = NETWORKS[network](lambda i, o: sparselab.SparseLinear(i, o, sparsity=sparsity))
-    return Trained(model, OPTIMIZERS[optimizer](model.parameters()))
+    topology = sparselab.RigL(sparsity, drop_fraction=0.3) if rigl else None
+    if topology is not None:
+        model.apply(topology)
+    return Trained(model, OPTIMIZERS[optimizer](model.parameters()), topology)
 
 
 def measure(run: dict[str, Any], rounds: int) -> dict[str, Any]:
@@ -158,21 +182,26 @@ def measure(run: dict[str, Any], rounds: int) -> dict[str, Any]:
         "fused": dense(*kind, fused=True),
         "sparse": sparse(*kind, run["sparsity"]),
         "sparselab": peer(*kind, run["sparsity"]),
+        "sparselab_rigl": peer(*kind, run["sparsity"], rigl=True),
     }
     present = {name: one for name, one in trained.items() if one is not None}
     data = data_for(run["network"], run["batch"])
     seconds: dict[str, list[float]] = {name: [] for name in present}
+    order = random.Random(0)
     for number in range(rounds + 1):
-        for name, one in present.items():
-            spent = one.seconds(*data, max(2, TURN // run["batch"]))
+        for name in order.sample([*present], len(present)):  # who is next to a dense one suffers
+            spent = present[name].seconds(*data, max(2, TURN // run["batch"]))
             if number:  # the first round warms up and calibrates
                 seconds[name].append(spent)
-    update = update_seconds(present["sparse"], *data, statistics.median(seconds["sparse"]))
-    step = statistics.median(seconds["sparse"])
-    seconds["sparse"] = [one + update / UPDATE_EVERY for one in seconds["sparse"]]
+    step, updates = statistics.median(seconds["sparse"]), {}
+    for name in ("sparse", "sparselab_rigl"):
+        if name in present:
+            plain = statistics.median(seconds[name])
+            updates[name] = update_seconds(present[name], *data, plain)
+            seconds[name] = [one + updates[name] / UPDATE_EVERY for one in seconds[name]]
     found = run | {
         "milliseconds": {n: round(statistics.median(t) * 1e3, 3) for n, t in seconds.items()},
-        "update_milliseconds": round(update * 1e3, 2),
+        "update_milliseconds": {n: round(spent * 1e3, 2) for n, spent in updates.items()},
         "step_without_updates": round(step * 1e3, 3),
         "speedup": {n: ratio(seconds["dense"], t) for n, t in seconds.items() if n != "dense"},
         "speedup_over_fused": ratio(seconds["fused"], seconds["sparse"]),
@@ -188,9 +217,12 @@ def update_seconds(
     """Seconds that a RigL update adds to the step that ends in it and to the one after it."""
     spent = []
     for _ in range(repeats):
-        one.optimizer.update_topology()  # asks for one at the end of the next step
+        if one.topology is None:
+            one.optimizer.update_topology()  # asks for one at the end of the next step
         begin = now()
         one.step(inputs, labels)
+        if one.topology is not None:
+            one.topology.update()
         one.step(inputs, labels)
         spent.append(now() - begin - 2 * plain)
     return max(0.0, statistics.median(spent))
@@ -285,7 +317,7 @@ def convolution(
 
 
 def file_of(network: str, threads: int) -> str:
-    parts = ["compute", "block" if network == "block" else "", "two" if threads > 1 else ""]
+    parts = ["compute", "" if network == "mlp" else network, "two" if threads > 1 else ""]
     return "-".join(filter(None, parts)) + ".json"
 
 
@@ -321,8 +353,9 @@ def figure() -> None:
     rows = [row for row in rows if row["optimizer"] == "SGD momentum"]
     batches = list(dict.fromkeys(row["batch"] for row in rows))
     shown = {
-        "sparse": ("sparseopt, updates included", "#2166ac", "o-"),
-        "sparselab": ("sparselab, static", "#b2182b", "s--"),
+        "sparse": ("sparseopt, RigL", "#2166ac", "o-"),
+        "sparselab_rigl": ("sparselab, RigL", "#b2182b", "s-"),
+        "sparselab": ("sparselab, static", "#b2182b", "s:"),
         "fused": ("dense, fused optimizer", "#4d4d4d", ":"),
     }
     made, axes = pyplot.subplots(

@@ -16,7 +16,7 @@ AIMS = {
 
 
 def beside_sparselab() -> str:
-    """Speed-up of whole steps over dense, ours / sparselab; the faster one is bold."""
+    """Speed-up of whole steps with RigL over dense, ours / sparselab; the faster one is bold."""
     rows = results("compute.json")["rows"]
     batches = list(dict.fromkeys(row["batch"] for row in rows))
     lines = ["| optimizer | S |" + "".join(f" batch {batch} |" for batch in batches)]
@@ -24,25 +24,28 @@ def beside_sparselab() -> str:
     for one in dict.fromkeys((row["optimizer"], row["sparsity"]) for row in rows):
         of = {row["batch"]: row["speedup"] for row in rows
               if (row["optimizer"], row["sparsity"]) == one}  # fmt: skip
-        cells = [ours_or_theirs(of[batch]) for batch in batches]
+        pairs = [(of[batch][name]["ratio"] for name in WITH_RIGL) for batch in batches]
+        cells = [" / ".join(larger_in_bold(*pair)) for pair in pairs]
         lines.append(f"| {one[0]} | {one[1]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def ours_or_theirs(speedup: dict[str, dict[str, float]]) -> str:
-    ours, theirs = speedup["sparse"]["ratio"], speedup["sparselab"]["ratio"]
+WITH_RIGL = ("sparse", "sparselab_rigl")
+
+
+def larger_in_bold(ours: float, theirs: float) -> list[str]:
     shown = [f"{ours:.2f}", f"{theirs:.2f}"]
     first = 0 if ours >= theirs else 1
     shown[first] = f"**{shown[first]}**"
-    return " / ".join(shown)
+    return shown
 
 
 def compute(file: str, optimizer: str) -> Callable[[], str]:
     """Speed-up of whole steps over the default dense optimizer: ours and the others, a column."""
 
     def table_of() -> str:
-        heads = ["batch", "S", "dense step, ms", "update, ms", '`compute="auto"`']
-        heads += ["without updates", "sparselab, without updates", "dense, fused optimizer"]
+        heads = ["batch", "S", "dense step, ms", "updates, ms", '`compute="auto"`', "sparselab"]
+        heads += ['`"auto"`, no updates', "sparselab, no updates", "dense, fused optimizer"]
         lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for row in results(file)["rows"]:
             if row["optimizer"] == optimizer:
@@ -54,15 +57,12 @@ def compute(file: str, optimizer: str) -> Callable[[], str]:
 
 def compute_row(row: dict[str, Any]) -> list[str]:
     dense, speedup = row["milliseconds"]["dense"], row["speedup"]
-    ours = f"{speedup['sparse']['ratio']:.2f}"
-    still = dense / row["step_without_updates"]
-    theirs = speedup["sparselab"]["ratio"]
-    static = [f"{still:.2f}", f"{theirs:.2f}"]
-    first = 0 if still >= theirs else 1
-    static[first] = f"**{static[first]}**"
-    spent = [f"{dense:.1f}", f"{row['update_milliseconds']:.0f}"]
+    with_rigl = larger_in_bold(*(speedup[name]["ratio"] for name in WITH_RIGL))
+    still = larger_in_bold(dense / row["step_without_updates"], speedup["sparselab"]["ratio"])
+    updates = " / ".join(f"{row['update_milliseconds'][name]:.0f}" for name in WITH_RIGL)
     fused = f"{speedup['fused']['ratio']:.2f}"
-    return [str(row["batch"]), str(row["sparsity"]), *spent, ours, *static, fused]
+    of = [str(row["batch"]), str(row["sparsity"]), f"{dense:.1f}", updates]
+    return [*of, *with_rigl, *still, fused]
 
 
 def reached() -> dict[tuple[int, float], float]:

@@ -284,13 +284,3 @@ def test_gradients_of_inputs_lie_in_memory_as_the_inputs_do(rows: int) -> None:
         given = values.detach().requires_grad_()
         slope = torch.autograd.grad(model(given).sum(), given)[0]
         assert slope.stride() == given.stride()
-
-
-def test_outputs_that_others_see_are_contiguous() -> None:
-    model = network()
-    wrapped = wrap(model, distribution="uniform")
-    seen = []
-    for module in model:
-        module.register_forward_hook(lambda m, given, output: seen.append(output.is_contiguous()))
-    model(torch.ones(5, 20)).view(-1)
-    assert seen == [True] * 5 and wrapped.steps == 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..layers import Layer
 from ..storage.packed import Packed, scatter
 from ..watched import untouched
-from .linear import Caller, Product
+from .linear import Product, Watcher
 from .structure import Structure
 
 __all__ = ["HIGHEST_DENSITY", "MEASURED", "Choose", "chooser"]
@@ -111,7 +111,7 @@ def same(values: Tensor) -> Tensor:
 
 def sparse_product(inputs: Tensor, weight: Tensor, structure: Structure) -> Tensor:
     structure.turned_at = None  # in training, values are new in every step
-    return Product.apply(inputs, weight, None, structure, Caller())
+    return Product.apply(inputs, weight, None, structure, Watcher(), True)
 
 
 def dense_product(inputs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:

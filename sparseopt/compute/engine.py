@@ -17,7 +17,8 @@ from ..storage.packed import can_pack
 from ..storage.state import is_elementwise
 from ..watched import untouched
 from .choice import HIGHEST_DENSITY, Choose, chooser, pays, rows_of
-from .linear import Forward
+from .linear import Forward, Watcher
+from .sequences import Path, following
 from .structure import Structure
 
 __all__ = ["Engine", "check_compute", "dense_compute", "storage_for"]
@@ -65,7 +66,7 @@ def storage_for(
     return "compact"
 
 
-class Engine:
+class Engine(Watcher):
     """Gives Linear modules a forward on active values, and takes it back.
 
     Args:
@@ -80,13 +81,14 @@ class Engine:
     ) -> None:
         self.compute = compute
         self.choose = chooser(compute)
+        after = following(model)  # by id, which a copy of the modules would not have
         self.linears = [
-            module
+            (module, after.get(id(module), ()))
             for module in wrapped(model).modules()
             if isinstance(module, nn.Linear) and is_plain(module)
         ]
         self.storage = storage
-        self.pairs: list[tuple[nn.Linear, Layer]] = []
+        self.pairs: list[tuple[nn.Linear, Path, Layer]] = []
         self.structures: dict[tuple[int, int], Structure] = {}
         self.traced: set[tuple[int, int]] = set()
         self.on = True
@@ -101,21 +103,23 @@ class Engine:
     def take(self, layers: Sequence[Layer]) -> None:
         """Let the modules of these layers compute sparsely from now on."""
         for layer in layers:
-            self.pairs += [(m, layer) for m in self.linears if m.weight is layer.weight]
+            self.pairs += [
+                (m, after, layer) for m, after in self.linears if m.weight is layer.weight
+            ]
         if self.on:
             self.resume()
 
     def resume(self) -> None:
         """All modules compute sparsely (again)."""
         self.on = True
-        for module, layer in self.pairs:
-            module.forward = Forward(module, self, layer)  # type: ignore[method-assign]
+        for module, after, layer in self.pairs:
+            module.forward = Forward(module, self, layer, after)  # type: ignore[method-assign]
 
     def stop(self) -> None:
         """All modules are as they were before."""
         self.on = False
         self.storage.deferring.clear()
-        for module, layer in self.pairs:
+        for module, _, layer in self.pairs:
             self.storage.write_back(layer)
             own = module.__dict__.get("forward")
             if isinstance(own, Forward) and own.engine() is self:
@@ -131,7 +135,7 @@ class Engine:
     def products(self) -> dict[str, str]:
         """How the modules' layers were multiplied last, by name: sparsely, or why not."""
         found = {}
-        for module, layer in self.pairs:
+        for module, _, layer in self.pairs:
             forward = module.__dict__.get("forward")
             why = forward.obstacle if isinstance(forward, Forward) else "switched off"
             found[layer.name] = "sparse" if why is None else f"dense: {why}"

@@ -14,31 +14,29 @@ from torch.autograd import forward_ad
 from ..layers import Layer
 from ..storage.deferred import awaits
 from ..watched import untouched
-from .readers import Readers, tell_makers
+from .sequences import Path, seen_by_hooks
 
 if TYPE_CHECKING:
     from .engine import Engine
     from .structure import Structure
 
-__all__ = ["Caller", "Forward", "Product"]
+__all__ = ["Forward", "Product", "Watcher"]
 
 
-class Caller:
-    """What a product asks; by itself: a topology that rests, outputs that nobody else looks at."""
-
-    readers: Readers | None = None
+class Watcher:
+    """What a product asks in its backward pass; by itself: a topology that rests."""
 
     def wants_dense(self) -> bool:
         """Whether the gradient of every weight is asked for."""
         return False
 
-    def stays(self) -> bool:
-        """Whether the outputs keep the feature-major memory order in which they are made."""
-        return True
-
 
 class Product(torch.autograd.Function):
-    """``torch.nn.functional.linear`` on active values; its gradients too."""
+    """``torch.nn.functional.linear`` on active values; its gradients too.
+
+    With ``stay`` the result keeps the feature-major memory order in which it is made: the next
+    sparse layer reads it so.
+    """
 
     @staticmethod
     def forward(
@@ -47,16 +45,16 @@ class Product(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         structure: Structure,
-        caller: Caller,
+        engine: Watcher,
+        stay: bool,
     ) -> Tensor:
         rows = samples(inputs)
         columns = feature_major(rows, structure.block)
-        ctx.structure, ctx.caller, ctx.values = structure, caller, structure.version()
-        ctx.readers, ctx.read = caller.readers, False
+        ctx.structure, ctx.engine, ctx.values = structure, engine, structure.version()
         ctx.turned = rows.t().is_contiguous()  # the inputs are feature-major
         ctx.save_for_backward(inputs, weight, *columns)  # backward refuses a weight changed since
         products = [structure.forward(block, bias) for block in columns]
-        return no_view(as_given(products, inputs, caller.stays()))
+        return no_view(as_given(products, inputs, stay))
 
     @staticmethod
     @torch.compiler.disable
@@ -65,8 +63,6 @@ class Product(torch.autograd.Function):
             with torch.autocast("cpu", enabled=False):
                 return Product.backward(ctx, slopes)
         inputs, weight, *columns = ctx.saved_tensors
-        if ctx.readers is not None:
-            ctx.readers.decide()
         # create_graph=True, vmap: by operators that can be derived again, and know batches; or the
         # weight was saved apart from the parameter (saved_tensors_hooks), which has changed since
         changed = ctx.values != ctx.structure.version()
@@ -81,7 +77,7 @@ class Product(torch.autograd.Function):
             # what comes before is slow where gradients and values differ in memory order
             of_inputs = as_given(products, inputs, stay=ctx.turned)
         if needs[1]:
-            if not ctx.caller.wants_dense():
+            if not ctx.engine.wants_dense():
                 of_weight = ctx.structure.gradient(turned, columns, weight)
             elif ctx.structure.keeps_factors(len(rows)):
                 of_weight = ctx.structure.factored_gradient(turned, columns, weight)
@@ -89,7 +85,7 @@ class Product(torch.autograd.Function):
                 of_weight = rows.t() @ samples(inputs)
         if needs[2]:
             of_bias = sum_of_samples(turned)
-        return of_inputs, of_weight, of_bias, None, None
+        return of_inputs, of_weight, of_bias, None, None, None
 
 
 def feature_major(rows: Tensor, block: int) -> list[Tensor]:
@@ -150,18 +146,18 @@ def dense_gradients(
     rows, columns = samples(slopes), samples(inputs)
     of_inputs = slopes @ weight if needs[0] else None
     of_weight = rows.t() @ columns if needs[1] else None
-    return of_inputs, of_weight, rows.sum(0) if needs[2] else None, None, None
+    return of_inputs, of_weight, rows.sum(0) if needs[2] else None, None, None, None
 
 
-class Forward(Caller):
+class Forward:
     """Stands in for ``module.forward``; where active values cannot serve, calls the original.
 
     It holds module and optimizer weakly. A copy of the module gets its ordinary ``forward``: it
     belongs to no optimizer, so that nobody would tell it of new topologies.
     """
 
-    def __init__(self, module: nn.Linear, engine: Engine, layer: Layer) -> None:
-        self.readers: Readers = Readers()
+    def __init__(self, module: nn.Linear, engine: Engine, layer: Layer, after: Path) -> None:
+        self.path = [weakref.ref(one) for one in (module, *after)] if after else []
         self.module = weakref.ref(module)
         self.engine = weakref.ref(engine)
         self.layer = layer
@@ -182,7 +178,7 @@ class Forward(Caller):
         if not traced and found is not None and found.holds(layer.weight, module, input):
             self.obstacle = engine.refusal(layer, found.structure, module, input)
             if self.obstacle is None:
-                return self._multiply(module, input, found)
+                return self._multiply(module, engine, input, found.structure)
         else:
             self.obstacle = obstacle(module, input)
         self.found = None
@@ -203,17 +199,15 @@ class Forward(Caller):
         if isinstance(structure, str):
             self.obstacle = structure
             return None
-        found = Found(structure, module, input)
         if lower is None:
-            self.found = found
-        return self._multiply(module, input, found)
+            self.found = Found(structure, module, input)
+        return self._multiply(module, engine, input, structure)
 
-    def _multiply(self, module: nn.Linear, input: Tensor, found: Found) -> Tensor:
-        if torch.is_grad_enabled():
-            self.readers.outputs += 1
-            if found.looks:
-                found.looks = tell_makers(input, self)
-        return Product.apply(input, self.layer.weight, module.bias, found.structure, self)
+    def _multiply(
+        self, module: nn.Linear, engine: Engine, input: Tensor, structure: Structure
+    ) -> Tensor:
+        stay = self._goes_to_sparse()
+        return Product.apply(input, self.layer.weight, module.bias, structure, engine, stay)
 
     def _under_autocast(self, module: nn.Linear, engine: Engine, input: Tensor) -> Tensor | None:
         """In float32, for which there are sparse products; the result has autocast's precision."""
@@ -222,13 +216,12 @@ class Forward(Caller):
             outputs = self._product(module, engine, input.float(), lower)
         return None if outputs is None else outputs.to(lower)
 
-    def wants_dense(self) -> bool:
-        engine = self.engine()
-        return engine is not None and engine.wants_dense()
-
-    def stays(self) -> bool:
-        module = self.module()
-        return self.readers.are_sparse() and module is not None and not module._forward_hooks
+    def _goes_to_sparse(self) -> bool:
+        """Whether a sparse product reads the output next, and no hook sees it before."""
+        last = self.path[-1]() if self.path else None
+        forward = None if last is None else last.__dict__.get("forward")
+        sparse = isinstance(forward, Forward) and forward.layer.density <= SPARSE
+        return sparse and not seen_by_hooks(self.path)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[Tensor], Tensor]:
         module = self.module()
@@ -243,7 +236,6 @@ class Found:
 
     def __init__(self, structure: Structure, module: nn.Linear, values: Tensor) -> None:
         self.structure = structure
-        self.looks = True  # for who made the inputs
         self.shape, self.dtype, self.bias = values.shape, values.dtype, module.bias
 
     def holds(self, weight: Tensor, module: nn.Linear, values: Any) -> bool:
@@ -304,6 +296,9 @@ def casts(dtype: torch.dtype, given: torch.dtype) -> bool:
     """Whether autocast brings inputs to the precision in which weights are multiplied."""
     half = given in (torch.bfloat16, torch.float16)
     return half and dtype == torch.float32 and torch.is_autocast_enabled("cpu")
+
+
+SPARSE = 0.3  # density up to which the next layer is taken to compute sparsely
 
 
 def transformed() -> str | None:
