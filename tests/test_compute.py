@@ -25,6 +25,7 @@ from sparse_pairs import (
 )
 from torch import Tensor, nn
 
+from sparseopt.compute import structure
 from sparseopt.storage.active_gradient import holds_active_only
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
@@ -262,9 +263,13 @@ def test_names_of_parameters_and_the_module_tree_do_not_change() -> None:
     assert type(model[0].weight) is nn.Parameter
 
 
+@pytest.mark.parametrize("often", [0, 10**9])
 @pytest.mark.parametrize("shape", [(127,), (128,), (129,), (300,), (3, 90), (2, 3, 43), (1030,)])
-def test_any_number_of_samples_trains_the_same(shape: tuple[int, ...]) -> None:
-    """Many are multiplied in blocks, which need not be of one size."""
+def test_any_number_of_samples_trains_the_same(
+    shape: tuple[int, ...], often: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many are multiplied in blocks, shorter or longer ones, which need not be of one size."""
+    monkeypatch.setattr(structure, "OFTEN", often)
     (dense, one), (sparse, other) = pair(update_every=2)
     for step in range(5):
         values = torch.randn(*shape, 20, generator=torch.Generator().manual_seed(step))
