@@ -184,6 +184,8 @@ def measure(run: dict[str, Any], rounds: int) -> dict[str, Any]:
         "sparselab": peer(*kind, run["sparsity"]),
         "sparselab_rigl": peer(*kind, run["sparsity"], rigl=True),
     }
+    if run["network"] == "called":
+        trained["sequence"] = sparse("block", run["optimizer"], run["sparsity"])
     present = {name: one for name, one in trained.items() if one is not None}
     data = data_for(run["network"], run["batch"])
     seconds: dict[str, list[float]] = {name: [] for name in present}
