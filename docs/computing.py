@@ -116,8 +116,8 @@ def called() -> str:
         longer.setdefault(row["sparsity"], []).append(round(100 * (ratio - 1)))
     shown = " and ".join(f"{min(of)} to {max(of)} % at S = {s}" for s, of in longer.items())
     return (
-        f"The feed-forward part is an `nn.Sequential`. Where a `forward` calls its layers itself, our "
-        f"steps are longer:\nby {shown} ({source(file).rstrip('.')})."
+        "The feed-forward part is an `nn.Sequential`. Where a `forward` calls its layers itself, "
+        f"our steps take longer:\nby {shown} ({source(file).rstrip('.')})."
     )
 
 
