@@ -99,8 +99,7 @@ class Structure:
         self.block = BLOCK if often else LONG_BLOCK
         self.matrix = Matrix(*self._compressed(), packed.values.detach(), self.shape)
         self.turned: Matrix | None = None
-        self.order: Tensor | None = None
-        self.turned_of: Packed | None = None
+        self.order: Tensor | None = None  # of the values in the transpose; None where it is older
         self.turned_at: tuple[tuple[int, int] | None, int] | None = None
         self.sampled: Matrix | None = None
         self.given: weakref.ref[Held] | None = None
@@ -111,7 +110,7 @@ class Structure:
         same = packed.values is self.packed.values
         if same and packed is not self.packed:
             with self.lock:
-                self.packed = packed
+                self.packed, self.order, self.turned_at = packed, None, None
                 self.matrix.place(*self._compressed())
         return same
 
@@ -126,10 +125,9 @@ class Structure:
     def backward(self, slopes: Tensor) -> Tensor:
         """``W' g``: the gradient of the inputs."""
         with self.lock:
-            if self.turned_of is not self.packed:
-                self._transpose()
+            if self.turned is None or self.order is None:
+                self.turned, self.order = self._transpose()
             turned = self.turned
-            assert turned is not None and self.order is not None
             if self.turned_at != self.version():
                 torch.index_select(self.matrix.values, 0, self.order, out=turned.values)
                 self.turned_at = self.version()
@@ -186,7 +184,7 @@ class Structure:
         begins = np.repeat(rows[:-1].astype(short), np.diff(starts))
         return in_short(starts), in_short(index.astype(short) - begins)  # faster than % inputs
 
-    def _transpose(self) -> None:
+    def _transpose(self) -> tuple[Matrix, Tensor]:
         outputs, inputs = self.shape
         short = np.uint16 if inputs < 1 << 16 else np.int32  # the shorter ones are sorted by radix
         columns = self.matrix.columns.numpy().astype(short)
@@ -196,10 +194,11 @@ class Structure:
         rows = torch.from_numpy(each).index_select(0, torch.from_numpy(order))
         if self.turned is None:
             values = torch.empty_like(self.matrix.values)
-            self.turned = Matrix(in_short(starts), rows, values, (inputs, outputs))
+            turned = Matrix(in_short(starts), rows, values, (inputs, outputs))
         else:
-            self.turned.place(in_short(starts), rows)
-        self.order, self.turned_of, self.turned_at = in_short(order), self.packed, None
+            turned = self.turned
+            turned.place(in_short(starts), rows)
+        return turned, in_short(order)
 
 
 def in_short(numbers: np.ndarray[Any, Any]) -> Tensor:
